@@ -1,0 +1,12 @@
+"""faceswap: train a face-swap autoencoder on two people and render the swap.
+
+video -> faces -> aligned faces -> faceset -> batches -> model -> swapped face -> frame -> video
+
+extract.py   footage to faceset          video, detectors/, align, faceset
+train.py     facesets to a run           batches, augment, models/, losses, strategies/, checkpoint, monitor
+swap.py      footage and run to footage  checkpoint, color, blend, provenance, video
+pair.py      all three, for two videos
+cli.py       the command line over these four
+"""
+
+__version__ = "0.1.0"

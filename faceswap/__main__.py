@@ -1,0 +1,5 @@
+"""`python -m faceswap`."""
+
+from faceswap.cli import main
+
+main()

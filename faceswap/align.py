@@ -1,0 +1,125 @@
+"""Frame to face crop and back.
+
+Convention: points are (x, y) in pixels with pixel centres at integers; a matrix is (2, 3) float64 and maps frame to
+crop; images are (H, W, C).
+
+The canonical crop is the five-point whole-face template of the .dfm players, so that a model trained here sees in a
+player what it saw in training. A template point t lies at t * size in a crop of `size` pixels.
+"""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+Points = NDArray[np.float32]
+Image = NDArray[Any]
+
+# Image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, in units of the crop's side.
+TEMPLATE = np.array(
+    [
+        [0.35342266, 0.39285716],
+        [0.62797622, 0.39285716],
+        [0.48660713, 0.54017860],
+        [0.38839287, 0.68750011],
+        [0.59821427, 0.68750011],
+    ]
+)
+
+
+def as_uint8(image: Image) -> NDArray[np.uint8]:
+    """An image of 8 or 16 bit in 8 bit."""
+    if image.dtype == np.uint16:
+        return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.asarray(image, np.uint8)
+
+
+def similarity(points: NDArray[Any], onto: NDArray[Any]) -> Matrix:
+    """The rotation, uniform scale and shift that bring `points` (N, 2) nearest to `onto` (N, 2) in least squares.
+
+    Never mirrors. Umeyama, "Least-squares estimation of transformation parameters between two point patterns",
+    PAMI 1991, in its closed form for the plane. `ValueError` if all points coincide.
+    """
+    source, target = np.asarray(points, np.float64), np.asarray(onto, np.float64)
+    source_mean, target_mean = source.mean(0), target.mean(0)
+    a, b = source - source_mean, target - target_mean
+    norm = float((a * a).sum())
+    if not norm > 0:
+        raise ValueError("points coincide: no similarity transform fits them")
+    cos = float((a * b).sum()) / norm  # scale * cos(angle)
+    sin = float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / norm
+    linear = np.array([[cos, -sin], [sin, cos]])
+    return np.column_stack([linear, target_mean - linear @ source_mean])
+
+
+def crop_matrix(points: NDArray[Any], size: int) -> Matrix:
+    """The matrix of the canonical crop of `size` px for a face's five points (5, 2) in frame pixels."""
+    return similarity(points, TEMPLATE * size)
+
+
+def apply(matrix: Matrix, points: NDArray[Any]) -> NDArray[np.float64]:
+    """`points` (N, 2) through `matrix`."""
+    return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
+
+
+def invert(matrix: Matrix) -> Matrix:
+    """The matrix that maps the other way."""
+    return np.asarray(cv2.invertAffineTransform(matrix), np.float64)
+
+
+def rescale(matrix: Matrix, factor: float) -> Matrix:
+    """The matrix of the same crop at `factor` times its size."""
+    return matrix * factor
+
+
+def scale_of(matrix: Matrix) -> float:
+    """How many crop pixels a frame pixel becomes."""
+    return float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+
+
+def crop(image: Image, matrix: Matrix, size: int) -> Image:
+    """The (size, size, C) crop of `image`, in its dtype; what lies outside the frame repeats the border.
+
+    Shrinking is low-pass: the crop is sampled k times finer, k = ceil(shrink factor), and averaged in k x k cells.
+    """
+    fine = max(1, int(np.ceil(1 / scale_of(matrix) - 1e-6)))
+    shift = np.array([[0.0, 0.0, (fine - 1) / 2]] * 2)  # a cell's centre falls on the pixel's centre
+    side = size * fine
+    flags = cv2.INTER_LINEAR if fine > 1 else cv2.INTER_CUBIC
+    warped = cv2.warpAffine(image, matrix * fine + shift, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.resize(warped, (size, size), interpolation=cv2.INTER_AREA) if fine > 1 else warped
+
+
+def resize(image: Image, size: int) -> Image:
+    """A canonical crop (S, S, C) at another size, registered as if it had been cropped at that size."""
+    if image.shape[0] == size == image.shape[1]:
+        return image
+    factor = size / image.shape[0]
+    return crop(image, np.array([[factor, 0.0, 0.0], [0.0, factor, 0.0]]), size)
+
+
+Region = tuple[int, int, int, int]
+
+
+def region(matrix: Matrix, size: int, frame_shape: tuple[int, ...]) -> Region | None:
+    """The part (x0, y0, x1, y1) of a frame that a crop covers, x1 and y1 exclusive; None if it lies outside."""
+    corners = np.array([[-0.5, -0.5], [size - 0.5, -0.5], [-0.5, size - 0.5], [size - 0.5, size - 0.5]])
+    spread = apply(invert(matrix), corners)
+    height, width = frame_shape[:2]
+    x0, y0 = np.clip(np.floor(spread.min(0)).astype(int), 0, [width, height])
+    x1, y1 = np.clip(np.ceil(spread.max(0)).astype(int) + 1, 0, [width, height])
+    return (int(x0), int(y0), int(x1), int(y1)) if x1 > x0 and y1 > y0 else None
+
+
+def uncrop(image: Image, matrix: Matrix, where: Region, *, border: int = cv2.BORDER_REPLICATE) -> Image:
+    """A crop (S, S, C) laid back on the part `where` of its frame: (y1 - y0, x1 - x0, C).
+
+    `border` says what lies outside the crop: its repeated edge, or zero with `cv2.BORDER_CONSTANT` (for masks).
+    """
+    x0, y0, x1, y1 = where
+    shifted = matrix.copy()
+    shifted[:, 2] += matrix[:, :2] @ np.array([x0, y0], np.float64)  # region pixel -> crop pixel
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, shifted, (x1 - x0, y1 - y0), flags=flags, borderMode=border)

@@ -1,0 +1,151 @@
+"""Facesets to batches. Order and randomness are a function of the seed and of the images seen so far, and of nothing
+else: that is what makes an interrupted run continue exactly."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from faceswap import augment, console
+from faceswap.config import DataRecipe
+from faceswap.errors import FacesetError
+from faceswap.faceset import Entry, Faceset, read_images
+from faceswap.masks import face_mask
+
+MASK_FEATHER = 0.01  # units of the side: the network learns an edge that it can draw
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Faces to draw: (B, 3, R, R) float32 in [0, 1] RGB, mask (B, 1, R, R), person (B,) int64."""
+
+    input: Tensor
+    target: Tensor
+    mask: Tensor
+    person: Tensor
+
+
+class Faces:
+    """The images of one person (or of many, for a base) at one size, with their masks: (N, R, R, 4) uint8.
+
+    Decoded once and kept when they fit into `memory` bytes, read from disk batch by batch when they do not. Images
+    that do not decode are left out, counted and named.
+    """
+
+    def __init__(self, entries: Sequence[Entry], size: int, memory: float, label: str) -> None:
+        self.entries, self.size = list(entries), size
+        self._kept: NDArray[np.uint8] | None = None
+        if len(self.entries) * size * size * 4 <= memory:
+            images = console.track(self._read(self.entries), f"reading {label}", len(self.entries), "faces")
+            found = list(images)
+            self._leave_out([e for e, image in zip(self.entries, found, strict=True) if image is None])
+            good = [image for image in found if image is not None]
+            if not good:
+                raise FacesetError(f"{label}: none of {len(entries)} images decodes; extract the faces again")
+            self._kept = np.stack(good)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images and masks (len(rows), R, R, 4) uint8."""
+        if self._kept is not None:
+            return self._kept[rows]
+        entries = [self.entries[row] for row in rows]
+        images = list(self._read(entries))
+        for entry, image in zip(entries, images, strict=True):
+            if image is None:
+                raise FacesetError(f"{entry.path}: damaged, the image does not decode; delete it and start again")
+        return np.stack([image for image in images if image is not None])
+
+    def _read(self, entries: Sequence[Entry]) -> Iterator[NDArray[np.uint8] | None]:
+        for entry, image in zip(entries, read_images([e.path for e in entries], self.size), strict=True):
+            if image is None:
+                yield None
+                continue
+            mask = face_mask(entry.meta.crop_points(self.size), self.size, MASK_FEATHER)
+            yield np.dstack([image, (mask * 255).round().astype(np.uint8)])
+
+    def _leave_out(self, damaged: Sequence[Entry]) -> None:
+        if damaged:
+            console.warn(f"{len(damaged)} images do not decode and are left out, the first is {damaged[0].path}")
+            self.entries = [e for e in self.entries if e not in damaged]
+
+
+def split(facesets: Sequence[Faceset], holdout: float) -> tuple[list[Entry], list[Entry]]:
+    """Entries to train on and entries held out, about `holdout` of all.
+
+    A face's lot hangs on where it comes from, not on its file name or its neighbours: deleting or renaming images
+    moves no other face from one side to the other. `FacesetError` if there are fewer than two faces.
+    """
+    entries = [entry for faceset in facesets for entry in faceset.entries]
+    where = ", ".join(str(faceset.folder) for faceset in facesets)
+    if len(entries) < 2:
+        raise FacesetError(f"{where}: expected at least 2 faces (one is held out), found {len(entries)}; extract more")
+    entries.sort(key=_lot)
+    held = sum(_lot(entry) < holdout * 2**32 for entry in entries)
+    held = min(max(held, 1), len(entries) - 1)
+    return entries[held:], entries[:held]
+
+
+def _lot(entry: Entry) -> int:
+    return zlib.crc32(entry.key.encode())
+
+
+def batches(
+    people: Sequence[Faces],
+    recipe: DataRecipe,
+    seed: int,
+    images: int,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """Batches without end, from the one after `images` face images; each holds as many faces of every person.
+
+    With `world` processes each takes its own `1 / world` of every batch. The next batch is read while one trains.
+    """
+    share = recipe.batch // len(people)
+    with ThreadPoolExecutor(1) as reader:
+        steps = count(images // (share * len(people)))
+        coming = reader.submit(_read, people, recipe, seed, next(steps), share, rank, world)
+        for step in steps:
+            inputs, faces, person = coming.result()
+            coming = reader.submit(_read, people, recipe, seed, step, share, rank, world)
+            generator = torch.Generator(device).manual_seed(_mix(seed, step - 1, rank))
+            seen, pixels, who = (torch.from_numpy(array).to(device) for array in (inputs, faces, person))
+            yield Batch(*augment.augment(seen, pixels, recipe, generator), who)
+
+
+def _read(
+    people: Sequence[Faces], recipe: DataRecipe, seed: int, step: int, share: int, rank: int, world: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
+    rows = [order(len(faces), seed + i, step * share, share)[rank::world] for i, faces in enumerate(people)]
+    faces = np.concatenate([faces[chosen] for faces, chosen in zip(people, rows, strict=True)])
+    person = np.repeat(np.arange(len(people)), [len(chosen) for chosen in rows])
+    return augment.degrade(faces[..., :3], recipe.degrade, _mix(seed, step, rank)), faces, person
+
+
+def order(size: int, seed: int, position: int, count: int) -> NDArray[np.int64]:
+    """Which of `size` images come at `position`, ..., `position + count - 1`: every epoch is a permutation."""
+    places = np.arange(position, position + count)
+    permutations = {epoch: np.random.default_rng([seed, int(epoch)]).permutation(size) for epoch in set(places // size)}
+    return np.array([permutations[place // size][place % size] for place in places], np.int64)
+
+
+def _mix(*numbers: int) -> int:
+    """One seed below 2**31 from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
+
+
+def still(faces: Faces, rows: Sequence[int], person: int, device: torch.device) -> Batch:
+    """Faces as they are, without augmentation: for held-out measurements and previews."""
+    pixels = augment.to_float(torch.from_numpy(faces[rows]).to(device))
+    people = torch.full((len(rows),), person, dtype=torch.int64, device=device)
+    return Batch(pixels[:, :3], pixels[:, :3], pixels[:, 3:], people)

@@ -1,0 +1,200 @@
+"""Saving and restoring a run, exactly, whatever happens in between.
+
+A run is a folder:
+
+    recipe.toml                      what it runs with
+    state-000012000.safetensors      everything at 12,000 images: weights, EMA, optimizer, random state, progress
+    best.safetensors                 the averaged weights that drew held-out faces best: the file to merge with
+    metrics.jsonl  previews/  events.out.tfevents.*
+
+Every weight file is one safetensors file with the recipe, the people and a checksum inside. It is written beside its
+place, synced and renamed: a crash leaves the last whole one. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from faceswap import config, console, files, models
+from faceswap.config import Recipe
+from faceswap.errors import CheckpointError
+from faceswap.models import FaceModel
+
+FORMAT = "faceswap"
+VERSION = 1
+STATE = re.compile(r"state-(\d+)\.safetensors")
+
+
+@dataclass
+class Progress:
+    """How far a run has come. Everything that depends on time depends on these numbers alone."""
+
+    images: int = 0  # face images trained on
+    steps: int = 0  # optimizer steps
+    seconds: float = 0.0  # training time over all sessions
+    rate_scale: float = 1.0  # halved after every setback
+    setbacks: int = 0  # times in a row that a loss was not finite and training went back
+    best: float = float("inf")  # lowest held-out loss
+
+
+@dataclass
+class State:
+    """What a weight file holds. Tensors are named model.*, ema.*, optimizer.*, random.*"""
+
+    recipe: Recipe
+    people: list[str]
+    tensors: dict[str, Tensor]
+    progress: Progress = field(default_factory=Progress)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors named `prefix`.*, by the rest of their names."""
+        return {n[len(prefix) + 1 :]: t for n, t in self.tensors.items() if n.startswith(prefix + ".")}
+
+
+def write(path: Path, state: State) -> None:
+    """Write a weight file, replacing an older one of that name in one step."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    meta = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "recipe": state.recipe.to_toml(),
+        "people": json.dumps(state.people),
+        "progress": json.dumps(asdict(state.progress)),
+    }
+    meta["checksum"] = _checksum(tensors, meta)
+    with files.whole_file(path, overwrite=True) as partial:
+        save_file(tensors, partial, meta)
+        files.share(partial)
+
+
+def read(path: Path) -> State:
+    """Read a weight file; `CheckpointError` if it is missing, damaged or not ours."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weight file; expected a run folder or a .safetensors file of one")
+    try:
+        with safe_open(path, "pt") as file:
+            meta = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); use another checkpoint") from None
+    if meta.get("format") != FORMAT or int(meta.get("version", 0)) > VERSION:
+        found = f"format {meta.get('format')!r} version {meta.get('version')!r}"
+        raise CheckpointError(f"{path}: expected a faceswap weight file up to version {VERSION}, found {found}")
+    if meta.pop("checksum", "") != _checksum(tensors, meta):
+        raise CheckpointError(f"{path}: damaged, the checksum does not match; use another checkpoint")
+    recipe = config.check(config.parse(meta["recipe"], str(path)), str(path))
+    progress = Progress(**json.loads(meta["progress"]))
+    return State(recipe, json.loads(meta["people"]), tensors, progress)
+
+
+def _checksum(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def states(run: Path) -> list[Path]:
+    """The complete states in a run, the newest first."""
+    found = [path for path in run.glob("state-*.safetensors") if STATE.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.stem[6:]), reverse=True)
+
+
+def latest(run: Path) -> State | None:
+    """The newest state that is whole, None if there is none; damaged ones are said and passed over.
+
+    `CheckpointError` if there are states and none is whole.
+    """
+    damaged: list[str] = []
+    for path in states(run):
+        try:
+            return read(path)
+        except CheckpointError as error:
+            console.warn(str(error))
+            damaged.append(path.name)
+    if damaged:
+        raise CheckpointError(f"{run}: no whole checkpoint left of {len(damaged)}; start anew with --overwrite")
+    return None
+
+
+def save(run: Path, state: State, keep: int) -> None:
+    """Write the state of a run and remove all but the newest `keep`."""
+    write(run / f"state-{state.progress.images:09d}.safetensors", state)
+    for path in states(run)[keep:]:
+        path.unlink()
+
+
+def find(path: Path) -> Path:
+    """The weight file to draw with: `path` itself, or of a run the best, or else the newest state."""
+    if path.is_dir():
+        candidates = [path / "best.safetensors", *states(path)]
+        path = next((p for p in candidates if p.is_file()), path / "best.safetensors")
+    return path
+
+
+def load_model(path: Path) -> tuple[FaceModel, State]:
+    """A model ready to draw, with averaged weights, on the CPU, and what else its file says."""
+    state = read(find(path))
+    model = new_model(state.recipe, len(state.people))
+    fit(model, state.part("ema"), str(path))
+    return model.eval(), state
+
+
+def new_model(recipe: Recipe, people: int) -> FaceModel:
+    """A fresh model as the recipe says; its weights come from torch's random state."""
+    part = recipe.model
+    return models.build(part.name, resolution=part.resolution, width=part.width, code=part.code, people=people)
+
+
+def fit(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Load weights into a model; `CheckpointError` with the first difference if they are of another shape."""
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{where}: of another architecture: {name} is {found.get(name)}, "
+                f"expected {expected.get(name)}; use its own recipe or another run"
+            )
+    model.load_state_dict(dict(weights))
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as flat tensors."""
+    states: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
+    packed = {}
+    for index, values in states.items():
+        for name, value in values.items():
+            packed[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    return packed
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
+    """The inverse of `pack_optimizer`; the groups' options stay the optimizer's own."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in packed.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def same_architecture(recipe: Recipe, other: Recipe, people: Sequence[str], known: Sequence[str]) -> str:
+    """What differs between two runs' networks, in words; empty if nothing does."""
+    if list(people) != list(known):
+        return f"it knows {', '.join(known)}, not {', '.join(people)}"
+    for key, value in recipe.model.model_dump().items():
+        if (found := getattr(other.model, key)) != value:
+            return f"its model.{key} is {found!r}, not {value!r}"
+    return ""

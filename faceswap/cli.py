@@ -1,0 +1,362 @@
+"""The command line. A command parses, calls one function and prints the result; torch is imported when it runs."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+import faceswap
+from faceswap import config, console
+from faceswap.config import Recipe
+from faceswap.errors import FaceswapError
+
+INTERRUPTED = 130  # exit status, as shells have it
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+
+
+class Failure(click.ClickException):
+    """One line without a traceback."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(" ".join(message.split()))
+        self.status = status
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return self.status
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {self.message}", err=True)
+
+
+class Commands(click.Group):
+    """A group whose commands fail in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FaceswapError as error:
+            raise Failure(str(error), error.exit_status) from error
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                place = error.filename or "the output's disk"
+                text = f"disk full at {place}: free space and start the same command again; what was whole is kept"
+                raise Failure(text, 1) from error
+            if error.filename is None:
+                raise
+            raise Failure(f"{error.filename}: {error.strerror}", 1) from error
+        except KeyboardInterrupt:
+            raise Failure("interrupted; nothing half-written is left", INTERRUPTED) from None
+
+
+def common(command: F) -> F:
+    """The options that every command has; the command receives `recipe`, `device` and `as_json`."""
+
+    @wraps(command)
+    def run(
+        config_file: Path | None,
+        settings: tuple[str, ...],
+        seed: int | None,
+        verbose: bool,
+        quiet: bool,
+        **rest: Any,
+    ) -> Any:
+        helper = os.environ.get("LOCAL_RANK", "0") != "0"  # a process that Fabric started beside the first
+        level = console.QUIET if quiet or helper else console.VERBOSE if verbose else console.NORMAL
+        console.configure(level)
+        return command(recipe=config.load(config_file, settings, seed), **rest)
+
+    options = [
+        click.option("--config", "config_file", type=FILE, metavar="FILE.toml", help="Recipe to start from."),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change the recipe: section.key=value.",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="auto, cpu, cuda, cuda:N or mps.",
+        ),
+        click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Fixes all that is random.  [default: 0]"),
+        click.option("-v", "--verbose", is_flag=True, help="Say more."),
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    ]
+    for option in reversed(options):
+        run = option(run)
+    return run  # type: ignore[return-value]
+
+
+def budget(command: F) -> F:
+    """--minutes and --images."""
+
+    @wraps(command)
+    def run(recipe: Recipe, minutes: float | None, images: int | None, **rest: Any) -> Any:
+        given = {"minutes": minutes, "images": images}
+        change = {name: value for name, value in given.items() if value is not None}
+        return command(recipe=recipe.changed(train=change), **rest)
+
+    limits = "Stop after so {} in all, earlier sessions of the run included."
+    minutes = click.option("--minutes", type=click.FloatRange(0), help=limits.format("many minutes of training"))
+    images = click.option("--images", type=click.IntRange(0), help=limits.format("many face images"))
+    return minutes(images(run))  # type: ignore[return-value]
+
+
+overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(faceswap.__version__, prog_name="faceswap")
+def main() -> None:
+    """Train a face-swap autoencoder on two people and render the swap.
+
+    SOURCE is the person whose face is put in, TARGET the footage that receives it. Only swap people who agreed to
+    it; what faceswap renders is marked as swapped.
+    """
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, type=FILE, metavar="VIDEO_OR_FOLDER...")
+@click.option("-o", "out", required=True, type=FILE, metavar="FACESET", help="Folder of faces to make.")
+@click.option("--every", type=click.IntRange(1), help="Look at every Nth frame.  [extract.every]")
+@click.option("--min-size", type=click.FloatRange(12), help="Smallest face in pixels.  [extract.min_size]")
+@click.option(
+    "--max-faces", type=click.IntRange(0), help="Faces per frame, largest first; 0: all.  [extract.max_faces]"
+)
+@overwrite
+@common
+def extract(
+    inputs: tuple[Path, ...],
+    out: Path,
+    overwrite: bool,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Take the faces out of videos, folders of images or single images.
+
+    \b
+    Example: faceswap extract interview.mp4 photos/ -o anna
+    """
+    change = {name: value for name, value in given.items() if value is not None}
+    recipe = recipe.changed(extract=change)
+    from faceswap.devices import resolve
+    from faceswap.extract import extract as run
+
+    report = run(inputs, out, recipe.extract, device=str(resolve(device)), overwrite=overwrite)
+    rate = report.frames / report.seconds
+    text = (
+        f"{report.faceset}: {report.faces} faces from {report.frames} frames, "
+        f"{report.frames_without_face} frames without a face, {rate:.1f} frames/s"
+    )
+    show(report, text, as_json)
+
+
+@main.command()
+@click.argument("faces", nargs=-1, required=True, type=FILE, metavar="FACES...")
+@click.option(
+    "-o", "run", required=True, type=FILE, metavar="RUN", help="Folder of the run; one that is there goes on."
+)
+@click.option("--overwrite", is_flag=True, help="Throw away the run that is there and start anew.")
+@common
+@budget
+def pretrain(faces: tuple[Path, ...], run: Path, overwrite: bool, recipe: Recipe, device: str, as_json: bool) -> None:
+    """Train a generic base on the faces of many people: one encoder, one decoder.
+
+    \b
+    Example: faceswap pretrain ffhq_faces -o base --minutes 600
+    """
+    from faceswap.train import train
+
+    show_training(train(recipe, {"anyone": list(faces)}, run, device=device, overwrite=overwrite), as_json)
+
+
+@main.command()
+@click.option(
+    "--source",
+    "sources",
+    required=True,
+    multiple=True,
+    type=FILE,
+    metavar="FACESET",
+    help="Who is put in; may be given again.",
+)
+@click.option(
+    "--target",
+    "targets",
+    required=True,
+    multiple=True,
+    type=FILE,
+    metavar="FACESET",
+    help="Who is replaced; may be given again.",
+)
+@click.option("--base", type=FILE, metavar="RUN_OR_FILE", help="Base to start from, of faceswap pretrain.")
+@click.option(
+    "-o", "run", required=True, type=FILE, metavar="RUN", help="Folder of the run; one that is there goes on."
+)
+@click.option("--overwrite", is_flag=True, help="Throw away the run that is there and start anew.")
+@common
+@budget
+def finetune(
+    sources: tuple[Path, ...],
+    targets: tuple[Path, ...],
+    base: Path | None,
+    run: Path,
+    overwrite: bool,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train on two people: one encoder, a decoder for each.
+
+    \b
+    Example: faceswap finetune --source anna --target bert --base base -o anna_as_bert --minutes 60
+    """
+    from faceswap.train import train
+
+    people = {"source": list(sources), "target": list(targets)}
+    show_training(train(recipe, people, run, device=device, base=base, overwrite=overwrite), as_json)
+
+
+@main.command()
+@click.argument("video", type=FILE)
+@click.option(
+    "--model",
+    required=True,
+    type=FILE,
+    metavar="RUN_OR_FILE",
+    help="Run of faceswap finetune, or a weight file of one.",
+)
+@click.option("--faces", type=FILE, metavar="FACESET", help="Swap the faces that were extracted from VIDEO, no others.")
+@click.option("-o", "out", required=True, type=FILE, metavar="OUT.mp4", help="Video to make.")
+@overwrite
+@common
+def merge(
+    video: Path,
+    model: Path,
+    faces: Path | None,
+    out: Path,
+    overwrite: bool,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Put the source's face into footage of the target; sound and timing are kept.
+
+    \b
+    Example: faceswap merge bert.mp4 --model anna_as_bert -o swapped.mp4
+    """
+    from faceswap import files, swap
+    from faceswap.devices import resolve
+    from faceswap.video import probe
+
+    files.refuse_existing(out, overwrite)
+    probe(video)
+    place = resolve(device)
+    swapper = swap.Swapper(model, recipe.merge, place)
+    find = swap.recalling(faces, video) if faces else swap.detecting(recipe.extract, recipe.merge, str(place))
+    report = swap.swap_video(video, out, swapper, find, overwrite=overwrite)
+    show(report, merge_text(report), as_json)
+
+
+@main.command("swap")
+@click.argument("source", type=FILE, metavar="SOURCE_VIDEO")
+@click.argument("target", type=FILE, metavar="TARGET_VIDEO")
+@click.option("-o", "out", required=True, type=FILE, metavar="OUT.mp4", help="Video to make.")
+@click.option(
+    "--work",
+    type=FILE,
+    metavar="DIR",
+    help="Work folder, gone on from if it is there.  [default: OUT.faceswap]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT.mp4 if it exists; the work folder is kept.")
+@common
+@budget
+def swap_(
+    source: Path,
+    target: Path,
+    out: Path,
+    work: Path | None,
+    overwrite: bool,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+) -> None:
+    """All of it: extract both videos, fine-tune, merge. The same command again goes on where it was.
+
+    \b
+    Example: faceswap swap anna.mp4 bert.mp4 -o swapped.mp4 --minutes 20
+    """
+    from faceswap.pair import swap_pair
+
+    report = swap_pair(source, target, out, recipe, device=device, work=work, overwrite=overwrite)
+    text = training_text(report.training)
+    if report.merge is None:
+        show(report, text, as_json)
+        raise Failure(f"training interrupted; the same command goes on from {report.work}", INTERRUPTED)
+    show(report, f"{text}\n{merge_text(report.merge)}", as_json)
+
+
+@main.command()
+@common
+def doctor(recipe: Recipe, device: str, as_json: bool) -> None:
+    """Versions, device, what works, what is missing and the remedy.
+
+    \b
+    Example: faceswap doctor
+    """
+    from faceswap.doctor import examine
+
+    findings = examine()
+    lines = [
+        f"{'ok' if f.ok else 'MISSING':8}{f.name:18}{f.value}" + (f"  ({f.remedy})" if f.remedy else "")
+        for f in findings
+    ]
+    show(findings, "\n".join(lines), as_json)
+    bad = [finding.name for finding in findings if not finding.ok]
+    if bad:
+        raise Failure(f"not ready: {', '.join(bad)}; the remedies are above", 1)
+
+
+def show(result: Any, text: str, as_json: bool) -> None:
+    """Print a result on standard output, for people or as JSON."""
+    if not as_json:
+        click.echo(text)
+        return
+    plain = [asdict(part) for part in result] if isinstance(result, list) else asdict(result)
+    click.echo(json.dumps(plain, default=str, indent=1))
+
+
+def show_training(report: Any, as_json: bool) -> None:
+    show(report, training_text(report), as_json)
+    if report.reason == "interrupted":
+        raise Failure(f"training interrupted; the same command goes on from {report.run}", INTERRUPTED)
+
+
+def training_text(report: Any) -> str:
+    held = ", ".join(f"{name.removeprefix('held_out/')} {value:.4g}" for name, value in report.held_out.items())
+    return (
+        f"{report.run}: {report.images} face images, {report.seconds / 60:.1f} minutes, "
+        f"{report.faces_per_second:.1f} faces/s; held out: {held or 'not measured yet'}"
+    )
+
+
+def merge_text(report: Any) -> str:
+    share = 100 * report.frames_swapped / report.frames
+    return (
+        f"{report.video}: {report.frames} frames, a face replaced in {report.frames_swapped} ({share:.1f} %), "
+        f"{report.frames / report.seconds:.1f} frames/s"
+    )

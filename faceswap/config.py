@@ -1,0 +1,219 @@
+"""A recipe: every option of the work, in one TOML file, checked.
+
+`configs/NAME.toml` are complete examples. A recipe given with `--config` or `--set section.key=value` changes the
+defaults below; unknown keys are refused. One dial, `model.resolution`, fixes width, batch and learning rate unless
+they are given.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from faceswap.errors import RecipeError
+from faceswap.registry import suggest
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ExtractRecipe(Section):
+    """Which faces are taken from footage."""
+
+    detector: str = "mtcnn"
+    threshold: Share = 0.9  # lowest probability of a face
+    min_size: float = Field(48, ge=12)  # px, larger side of the box
+    max_faces: int = Field(0, ge=0)  # per frame, the largest first; 0: all
+    every: int = Field(1, ge=1)  # look at every Nth frame
+    size: int = Field(256, ge=32, le=2048)  # px, side of the crops
+    format: Literal["png", "jpg"] = "png"
+    batch: int = Field(8, ge=1)  # frames looked at side by side
+
+
+class ModelRecipe(Section):
+    """What draws the faces."""
+
+    name: str = "df"
+    resolution: int = Field(64, ge=32, le=1024, multiple_of=16)  # px, THE dial
+    width: int = Field(0, ge=0)  # channels of the first stage; 0: by the dial
+    code: int = Field(0, ge=0)  # length of the bottleneck's code; 0: by the dial
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dial(cls, values: dict[str, Any]) -> dict[str, Any]:
+        resolution = values.get("resolution", 64)
+        if isinstance(resolution, int) and resolution > 0:
+            values = dict(values)
+            values["width"] = values.get("width") or (24 if resolution <= 96 else 32 if resolution <= 160 else 48)
+            values["code"] = values.get("code") or (128 if resolution <= 96 else 256)
+        return values
+
+
+class DataRecipe(Section):
+    """How batches are made from facesets."""
+
+    batch: int = Field(16, ge=2)  # faces per step, all people together
+    warp: Weight = 0.05  # random warp of the input, standard deviation in units of the side
+    rotation: float = Field(10, ge=0, le=180)  # degrees, both ways
+    scale: float = Field(0.12, ge=0, lt=1)  # relative, both ways
+    shift: Share = 0.05  # units of the side, both ways
+    flip: Share = 0.5  # probability
+    color: float = Field(0.08, ge=0, lt=1)  # random gain, offset and saturation, both images alike
+    degrade: Share = 0.1  # probability that an input is blurred, sharpened, noisy or recompressed
+    holdout: float = Field(0.1, gt=0, le=0.5)  # share of faces never trained on
+    memory_gb: float = Field(4.0, ge=0)  # images are kept in memory up to this size, read again and again beyond
+
+
+class LossRecipe(Section):
+    """Weights of the losses; 0 turns one off."""
+
+    ssim: Weight = 0.8
+    l1: Weight = 0.6
+    charbonnier: Weight = 0.0
+    mask: Weight = 0.2
+    background: Share = 0.1  # weight of what lies outside the face, where the face has 1
+
+
+class StrategyRecipe(Section):
+    """Which weights train."""
+
+    name: str = "full"
+
+
+class TrainRecipe(Section):
+    """How long, how fast, how safe."""
+
+    images: int = Field(0, ge=0)  # stop after so many face images; 0: no such limit
+    minutes: float = Field(0, ge=0)  # stop after so much training time, over all sessions; 0: no such limit
+    rate: float = Field(0, ge=0)  # learning rate; 0: by the dial
+    warmup: int = Field(1600, ge=0)  # images over which the rate rises from 0
+    decay: Share = 0.3  # last part of the budget over which the rate falls to a hundredth
+    weight_decay: Weight = 0.01
+    clip: Weight = 1.0  # largest norm of the gradient; 0: no limit
+    ema: float = Field(0.999, ge=0, lt=1)  # exponential moving average of the weights, per step
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    devices: int = Field(1, ge=1)  # processes side by side (DDP)
+    save_minutes: float = Field(5, gt=0)  # time between checkpoints
+    save_images: int = Field(0, ge=0)  # images between checkpoints; 0: by time alone
+    keep: int = Field(2, ge=1)  # checkpoints kept
+    preview_images: int = Field(8000, ge=1)  # images between held-out measurements and previews
+    log_images: int = Field(320, ge=1)  # images between log lines
+
+
+class MergeRecipe(Section):
+    """How swapped faces enter the footage."""
+
+    max_faces: int = Field(0, ge=0)  # per frame, the largest first; 0: all
+    color: str = "mkl"
+    blend: str = "feather"
+    erode: Share = 0.02  # the mask shrinks by so much, in units of the crop's side
+    feather: Share = 0.03  # standard deviation of its soft edge, in units of the crop's side
+    batch: int = Field(8, ge=1)  # frames drawn side by side
+    crf: int = Field(17, ge=0, le=51)  # H.264 quality; lower is better, 0 is lossless
+
+
+class Recipe(Section):
+    """All options. `to_toml` and `load` are inverse to each other."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    extract: ExtractRecipe = ExtractRecipe()
+    model: ModelRecipe = ModelRecipe()
+    data: DataRecipe = DataRecipe()
+    loss: LossRecipe = LossRecipe()
+    strategy: StrategyRecipe = StrategyRecipe()
+    train: TrainRecipe = TrainRecipe()
+    merge: MergeRecipe = MergeRecipe()
+
+    @property
+    def rate(self) -> float:
+        """The learning rate: as given, or 6e-4 at 64 px and falling with the square root of the side."""
+        return self.train.rate or 6e-4 * (64 / self.model.resolution) ** 0.5
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump())
+
+    def changed(self, **sections: Mapping[str, Any]) -> "Recipe":
+        """A copy with other values in some sections; checked like a file."""
+        values = self.model_dump()
+        for section, change in sections.items():
+            values[section] |= change
+        return check(values, "recipe")
+
+
+def load(path: Path | None = None, settings: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """The recipe of a TOML file (or the defaults) with `section.key=value` settings laid over it.
+
+    `RecipeError` names the file, the key, what was expected, and for an unknown key the one that was likely meant.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = parse(_read(path), str(path))
+    for setting in settings:
+        _set(values, setting)
+    if seed is not None:
+        values["seed"] = seed
+    return check(values, str(path or "--set"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; expected a TOML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as text ({error}); expected a TOML file") from None
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """TOML to plain values; `RecipeError` with the line of a mistake."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where}: not valid TOML: {error}") from None
+
+
+def check(values: Mapping[str, Any], where: str) -> Recipe:
+    """Plain values to a recipe; `RecipeError` on the first mistake."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = [str(part) for part in first["loc"]]
+        key = ".".join(keys)
+        if first["type"] == "extra_forbidden":
+            raise RecipeError(f"{where}: unknown key {key!r}; {suggest(keys[-1], _siblings(keys))}") from None
+        raise RecipeError(f"{where}: {key} = {first['input']!r}: {first['msg'].lower()}") from None
+
+
+def _siblings(keys: Sequence[str]) -> list[str]:
+    """The keys that are known where `keys` points."""
+    model: type[BaseModel] = Recipe
+    for key in keys[:-1]:
+        annotation = model.model_fields[key].annotation
+        assert isinstance(annotation, type)
+        model = annotation
+    return list(model.model_fields)
+
+
+def _set(values: dict[str, Any], setting: str) -> None:
+    """Lay one `section.key=value` over plain values; the value is TOML, or else text."""
+    name, equals, text = setting.partition("=")
+    if not equals or not name.strip():
+        raise RecipeError(f"--set {setting}: expected section.key=value, for example model.resolution=128")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"--set {setting}: {section!r} is not a section")
+    values[key] = value

@@ -1,0 +1,64 @@
+"""Frames to faces. A detector is one file here with `build(threshold, min_size, device) -> Detector`."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faceswap.align import as_uint8
+from faceswap.registry import Socket
+from faceswap.video import Frame
+
+SOCKET = Socket("faceswap.detectors")
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in a frame.
+
+    Convention: (x, y) in frame pixels, pixel centres at integers. `box` is (4,) float32 x0, y0, x1, y1; `points` is
+    (5, 2) float32: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner.
+    """
+
+    box: NDArray[np.float32]
+    points: NDArray[np.float32]
+    probability: float
+
+    @property
+    def side(self) -> float:
+        """The larger side of the box in pixels."""
+        return float(max(self.box[2] - self.box[0], self.box[3] - self.box[1]))
+
+
+class Detector(Protocol):
+    """Finds faces in a batch of frames of one size."""
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
+        """Faces per image, the largest first, for images (H, W, 3) uint8 RGB; an empty list where there is none."""
+        ...
+
+
+def build(name: str, *, threshold: float, min_size: float, device: str) -> Detector:
+    """The detector `name`; faces below `threshold` (probability) or `min_size` (px, larger side) are left out."""
+    part: Any = SOCKET.load(name)
+    detector: Detector = part.build(threshold=threshold, min_size=min_size, device=device)
+    return detector
+
+
+def detect(frames: Iterable[Frame], detector: Detector, batch: int) -> Iterator[tuple[Frame, list[Face]]]:
+    """Each frame with its faces, in order; frames of one size are looked at `batch` at a time."""
+    waiting: list[Frame] = []
+    for frame in frames:
+        if waiting and (len(waiting) == batch or frame.image.shape != waiting[0].image.shape):
+            yield from _detect_batch(waiting, detector)
+            waiting = []
+        waiting.append(frame)
+    if waiting:
+        yield from _detect_batch(waiting, detector)
+
+
+def _detect_batch(frames: list[Frame], detector: Detector) -> Iterator[tuple[Frame, list[Face]]]:
+    images = [as_uint8(frame.image) for frame in frames]
+    yield from zip(frames, detector(images), strict=True)

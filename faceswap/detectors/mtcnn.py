@@ -1,0 +1,42 @@
+"""MTCNN (Zhang et al., "Joint face detection and alignment using multitask cascaded convolutional networks", 2016)
+as facenet-pytorch ships it, weights included."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from facenet_pytorch import MTCNN
+from numpy.typing import NDArray
+
+from faceswap.detectors import Detector, Face
+
+
+class Mtcnn:
+    """See `faceswap.detectors.Detector`."""
+
+    def __init__(self, threshold: float, min_size: float, device: str) -> None:
+        self.threshold, self.min_size = threshold, min_size
+        # Boxes are refined after the first stage, so look for faces a little smaller than those that are wanted.
+        self._smallest = max(12, int(0.8 * min_size))
+        self._net = MTCNN(keep_all=True, min_face_size=self._smallest, device=torch.device(device)).eval()
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
+        # MTCNN's image pyramid is empty, and torch.cat of nothing raises, when no face of that size can be inside.
+        if min(images[0].shape[:2]) < self._smallest:
+            return [[] for _ in images]
+        found = self._net.detect(np.stack(images), landmarks=True)
+        return [self._faces(*per_image) for per_image in zip(*found, strict=True)]
+
+    def _faces(self, boxes: Any, probabilities: Any, points: Any) -> list[Face]:
+        """One image's answer. On NumPy 2 the arrays have dtype object; where there is no face they are None."""
+        if boxes is None:
+            return []
+        boxes, points = np.asarray(boxes, np.float32), np.asarray(points, np.float32)
+        faces = [Face(b, p, float(q)) for b, p, q in zip(boxes, points, probabilities, strict=True)]
+        wanted = [f for f in faces if f.probability >= self.threshold and f.side >= self.min_size]
+        return sorted(wanted, key=lambda face: -face.side)
+
+
+def build(*, threshold: float, min_size: float, device: str) -> Detector:
+    return Mtcnn(threshold, min_size, device)

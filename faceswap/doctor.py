@@ -1,0 +1,95 @@
+"""What this machine can do for faceswap, what is missing, and the remedy."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "facenet-pytorch",
+    "opencv-python",
+    "albumentations",
+    "tensorboard",
+    "av",
+    "lightning-fabric",
+    "numpy",
+    "pydantic",
+    "safetensors",
+)
+ROOM = 5  # GB that a run with its facesets easily takes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    value: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Versions, device and each station of the flow tried for real."""
+    python = Finding("python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or newer")
+    findings = [python, *(_package(name) for name in PACKAGES)]
+    if all(finding.ok for finding in findings):
+        findings += [_device(), _detector(), _encoder(), _base()]
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    findings.append(Finding("disk", free > ROOM, f"{free:.0f} GB free here", f"free {ROOM} GB or work elsewhere"))
+    return findings
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, False, "missing", "pip install faceswap again in this environment")
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "float32"
+        return Finding("device", True, f"cuda: {', '.join(cards)}; {precision}")
+    if torch.backends.mps.is_available():
+        return Finding("device", True, "mps; float32")
+    threads = torch.get_num_threads()
+    remedy = "fine for small models; for more, a CUDA card with a driver that torch finds (nvidia-smi)"
+    return Finding("device", True, f"cpu, {threads} threads of {os.cpu_count()} cores; float32", remedy)
+
+
+def _detector() -> Finding:
+    import numpy as np
+
+    from faceswap import detectors
+
+    try:
+        detector = detectors.build("mtcnn", threshold=0.9, min_size=48, device="cpu")
+        found = detector([np.zeros((96, 96, 3), np.uint8)])
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        return Finding("detector", False, f"mtcnn: {error}", "pip install facenet-pytorch==2.5.3 torch torchvision")
+    return Finding("detector", found == [[]], "mtcnn, weights found")
+
+
+def _encoder() -> Finding:
+    import av
+
+    if "libx264" in av.codecs_available:
+        return Finding("video", True, f"H.264 by PyAV {av.__version__}")
+    return Finding("video", False, "no libx264 in PyAV", "pip install --force-reinstall --only-binary av av")
+
+
+def _base() -> Finding:
+    from faceswap import pretrained
+
+    bases = sorted(path.stem for path in pretrained.folder().glob("*.safetensors"))
+    remedy = "" if bases else "not needed: training starts from scratch, or from --base after faceswap pretrain"
+    return Finding("base", True, ", ".join(bases) or "none shipped", remedy)

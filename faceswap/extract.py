@@ -1,0 +1,111 @@
+"""Footage to faceset: find the faces, crop them, write them with where they come from."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from faceswap import align, console, detectors, files
+from faceswap.config import ExtractRecipe
+from faceswap.detectors import Face
+from faceswap.errors import FacesetError, OutputExistsError, UsageError
+from faceswap.faceset import SUFFIXES, FaceMeta, read_meta, write_face
+from faceswap.video import Frame, frame_count, read_frames
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an extraction found."""
+
+    faceset: Path
+    frames: int  # looked at
+    faces: int
+    frames_without_face: int
+    seconds: float
+
+
+def extract(
+    inputs: Sequence[Path],  # videos, folders of images, single images
+    out: Path,
+    recipe: ExtractRecipe,
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,  # replaces a faceset, and nothing but a faceset
+) -> Report:
+    """Extract faces into the new faceset `out`, which appears when it is complete.
+
+    `MediaError` for an input that cannot be read, `FacesetError` if no face is found at all.
+    """
+    files.refuse_existing(out, overwrite)
+    if out.exists():
+        _refuse_foreign(out)
+    names = _names(inputs)
+    detector = detectors.build(recipe.detector, threshold=recipe.threshold, min_size=recipe.min_size, device=device)
+    started, counts = time.monotonic(), Counter[str]()
+    with files.whole_folder(out, overwrite=overwrite) as folder:
+        for path, name in zip(inputs, names, strict=True):
+            found = Counter[str]()
+            for frame, faces in _frames(path, detector, recipe):
+                chosen = faces[: recipe.max_faces or None]
+                for number, face in enumerate(chosen):
+                    _write(folder, name, frame, number, face, recipe)
+                found.update(frames=1, faces=len(chosen), empty=not chosen)
+            if not found["faces"]:
+                console.warn(f"{path}: no face found in {found['frames']} frames")
+            counts.update(found)
+        if not counts["faces"]:
+            raise FacesetError(
+                f"{', '.join(map(str, inputs))}: no face of at least {recipe.min_size:g} px found in "
+                f"{counts['frames']} frames; try --min-size {recipe.min_size / 2:g} or --set extract.threshold=0.7"
+            )
+    seconds = time.monotonic() - started
+    return Report(out, counts["frames"], counts["faces"], counts["empty"], seconds)
+
+
+def _frames(path: Path, detector: detectors.Detector, recipe: ExtractRecipe):  # type: ignore[no-untyped-def]
+    total = frame_count(path)
+    wanted = None if total is None else -(-total // recipe.every)
+    frames = detectors.detect(read_frames(path, every=recipe.every), detector, recipe.batch)
+    return console.track(frames, f"extracting {path.name}", wanted, "frames")
+
+
+def _names(inputs: Sequence[Path]) -> list[str]:
+    """A name per input for its files; inputs that share one get a number."""
+    if not inputs:
+        raise UsageError("expected at least one video, folder of images or image")
+    stems = [path.stem if path.suffix else path.name for path in inputs]
+    seen = Counter[str]()
+    names = []
+    for stem in stems:
+        seen[stem] += 1
+        names.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
+    return names
+
+
+def _write(folder: Path, name: str, frame: Frame, number: int, face: Face, recipe: ExtractRecipe) -> None:
+    matrix = align.crop_matrix(face.points, recipe.size)
+    meta = FaceMeta(
+        source=frame.source.name,
+        frame=frame.index,
+        time=round(float(frame.time), 6),
+        face=number,
+        box=[round(float(v), 3) for v in face.box],
+        points=[[round(float(x), 3), round(float(y), 3)] for x, y in face.points],
+        matrix=matrix.tolist(),
+        size=recipe.size,
+        detector=recipe.detector,
+        probability=round(face.probability, 5),
+    )
+    path = folder / f"{name}_{frame.index:06d}_{number}.{recipe.format}"
+    write_face(path, align.crop(frame.image, matrix, recipe.size), meta)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """`OutputExistsError` if replacing `out` would destroy anything that is not an extracted face."""
+    inside = sorted(out.iterdir()) if out.is_dir() else [out]
+    for path in inside:
+        if path.is_dir() or path.suffix.lower() not in SUFFIXES or read_meta(path) is None:
+            raise OutputExistsError(
+                f"{out}: --overwrite replaces facesets only, {path.name} is no extracted face; choose another -o"
+            )

@@ -1,0 +1,194 @@
+"""Faces and a folder of images that a person can look through and delete from.
+
+Each image is a canonical crop and carries its own metadata as JSON: in PNG an iTXt chunk, in JPEG a COM segment, both
+under the name `faceswap`, both read by common tools (`exiftool`, `identify -verbose`). There is no index beside the
+images: deleting and renaming just works.
+"""
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from faceswap import align
+from faceswap.errors import FacesetError
+
+VERSION = 1
+KEYWORD = b"faceswap"
+SUFFIXES = (".png", ".jpg", ".jpeg")
+PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+
+
+@dataclass(frozen=True)
+class FaceMeta:
+    """Where a face image comes from.
+
+    Convention: (x, y) in pixels of the frame, pixel centres at integers; `matrix` maps frame to crop.
+    """
+
+    source: str  # file name of the video or image
+    frame: int  # index in the source, from 0
+    time: float  # seconds
+    face: int  # 0 is the frame's largest
+    box: list[float]  # x0, y0, x1, y1
+    points: list[list[float]]  # five (x, y), see detectors.Face
+    matrix: list[list[float]]  # (2, 3)
+    size: int  # side of the crop in pixels when it was written
+    detector: str
+    probability: float
+    version: int = VERSION
+
+    def crop_points(self, size: int) -> NDArray[np.float64]:
+        """The five points (5, 2) in the pixels of the crop at `size`."""
+        inside = align.apply(np.array(self.matrix), np.array(self.points))
+        return np.asarray(inside * (size / self.size))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A face image and its metadata."""
+
+    path: Path
+    meta: FaceMeta
+
+    @property
+    def key(self) -> str:
+        """Names the face whatever its file is called."""
+        return f"{self.meta.source}:{self.meta.frame}:{self.meta.face}"
+
+
+class Faceset:
+    """The face images in a folder, in the order of source, frame and face."""
+
+    def __init__(self, folder: Path, entries: Sequence[Entry], skipped: Sequence[Path]) -> None:
+        self.folder, self.entries, self.skipped = folder, list(entries), list(skipped)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Faceset":
+        """Read the metadata of all images in `folder`; those without any are listed in `skipped`.
+
+        `FacesetError` if the folder is missing or holds no face image of ours.
+        """
+        if not folder.is_dir():
+            raise FacesetError(
+                f"{folder}: expected a faceset (a folder of face images); make one with faceswap extract"
+            )
+        entries, skipped = [], []
+        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "."):
+            meta = read_meta(path)
+            if meta is None:
+                skipped.append(path)
+            else:
+                entries.append(Entry(path, meta))
+        if not entries:
+            found = f"{len(skipped)} images without face metadata" if skipped else "no image"
+            raise FacesetError(f"{folder}: expected extracted faces, found {found}; run faceswap extract on them")
+        entries.sort(key=lambda e: (e.meta.source, e.meta.frame, e.meta.face, e.path.name))
+        return cls(folder, entries, skipped)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def write_face(path: Path, image: NDArray[Any], meta: FaceMeta, *, quality: int = 95) -> None:
+    """Write `image` (S, S, 3) RGB, uint8 or (PNG only) uint16, with its metadata; the suffix chooses the format."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix != ".png" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    if path.suffix != ".png":
+        image = align.as_uint8(image)
+    ok, coded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    if not ok:
+        raise FacesetError(f"{path}: the image could not be encoded")
+    path.write_bytes(_embed(coded.tobytes(), json.dumps(asdict(meta)).encode()))
+
+
+def read_image(path: Path, size: int | None = None) -> NDArray[Any]:
+    """The image (S, S, 3) RGB in its own depth, or uint8 at `size`; `FacesetError` if it cannot be decoded."""
+    coded = np.frombuffer(path.read_bytes(), np.uint8)
+    image = cv2.imdecode(coded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if coded.size else None
+    if image is None:
+        raise FacesetError(f"{path}: damaged, the image does not decode; delete it or extract again")
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if size is None else align.resize(align.as_uint8(image), size)
+
+
+def read_images(paths: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8] | None]:
+    """The images at `size`, in order, read side by side; None for one that does not decode."""
+
+    def read(path: Path) -> NDArray[np.uint8] | None:
+        try:
+            return read_image(path, size)
+        except FacesetError:
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(read, paths)
+
+
+def read_meta(path: Path) -> FaceMeta | None:
+    """The metadata inside an image; None if it holds none of ours or is not a PNG or JPEG at all."""
+    with path.open("rb") as file:
+        text = _find(file)
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+        version = int(values["version"])
+        if version > VERSION:
+            raise FacesetError(f"{path}: metadata of version {version}, expected at most {VERSION}; update faceswap")
+        return FaceMeta(**values)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _embed(coded: bytes, text: bytes) -> bytes:
+    """`coded` with `text` behind its header, where a reader finds it without reading the pixels."""
+    if coded.startswith(PNG_SIGNATURE):
+        end = len(PNG_SIGNATURE) + 25  # IHDR: length, name, 13 bytes, checksum
+        body = b"iTXt" + KEYWORD + b"\0\0\0\0\0" + text  # not compressed, no language, no translated keyword
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        return coded[:end] + chunk + coded[end:]
+    body = KEYWORD + b" " + text
+    return coded[:2] + b"\xff\xfe" + struct.pack(">H", len(body) + 2) + body + coded[2:]
+
+
+def _find(file: BinaryIO) -> bytes | None:
+    """What `_embed` put into a PNG or JPEG, wherever a tool may have moved it."""
+    head = file.read(8)
+    if head == PNG_SIGNATURE:
+        return _find_png(file)
+    if head[:2] == JPEG_SIGNATURE:
+        file.seek(2)
+        return _find_jpeg(file)
+    return None
+
+
+def _find_png(file: BinaryIO) -> bytes | None:
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name == b"iTXt":
+            body = file.read(length)
+            if body.startswith(KEYWORD + b"\0\0"):
+                return body[len(KEYWORD) + 3 :].split(b"\0", 2)[2]
+            file.seek(4, os.SEEK_CUR)
+        else:
+            file.seek(length + 4, os.SEEK_CUR)
+    return None
+
+
+def _find_jpeg(file: BinaryIO) -> bytes | None:
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != 0xDA:
+        length = struct.unpack(">H", head[2:])[0] - 2
+        if head[1] == 0xFE and (body := file.read(length)).startswith(KEYWORD + b" "):
+            return body[len(KEYWORD) + 1 :]
+        if head[1] != 0xFE:
+            file.seek(length, os.SEEK_CUR)
+    return None

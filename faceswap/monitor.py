@@ -1,0 +1,74 @@
+"""What happens in a run, kept: scalars in TensorBoard and metrics.jsonl, previews as PNG."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from faceswap import files
+
+
+class Monitor:
+    """Writes into a run folder. Steps are counted in face images.
+
+    A run that continues from `images` drops what an interrupted session wrote beyond that point.
+    """
+
+    def __init__(self, run: Path, images: int) -> None:
+        self.run = run
+        self._metrics = run / "metrics.jsonl"
+        kept = [line for line in self._lines() if line["images"] <= images]
+        with files.whole_file(self._metrics, overwrite=True) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._board = SummaryWriter(str(run), purge_step=images + 1)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that are whole: a kill may have cut the last one."""
+        lines = []
+        for text in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def scalars(self, images: int, values: Mapping[str, float]) -> None:
+        """Keep figures of the moment; names are paths like `train/ssim`."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, images)
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"images": images, **values}) + "\n")
+
+    def preview(self, images: int, sheet: NDArray[np.uint8]) -> None:
+        """Keep a preview (H, W, 3) uint8 RGB as previews/NNN.png, previews/latest.png and in TensorBoard."""
+        folder = self.run / "previews"
+        for name in (f"{images:09d}.png", "latest.png"):
+            with files.whole_file(folder / name, overwrite=True) as partial:
+                partial.write_bytes(cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
+        self._board.add_image("preview", sheet, images, dataformats="HWC")
+        self._board.flush()
+
+    def close(self) -> None:
+        self._board.close()
+
+
+def sheet(columns: Sequence[Tensor], titles: Sequence[str]) -> NDArray[np.uint8]:
+    """A grid (H, W, 3) uint8 RGB: one column per tensor (N, 3, R, R) float in [0, 1], its title above."""
+    side = columns[0].shape[-1]
+    zoom = max(1, round(128 / side))
+    stacked = torch.stack(list(columns), 1).clamp(0, 1).mul(255).round().byte()
+    n, c = stacked.shape[:2]
+    grid = stacked.permute(0, 3, 1, 4, 2).reshape(n * side, c * side, 3).cpu().numpy()
+    grid = grid.repeat(zoom, 0).repeat(zoom, 1)
+    head = np.full((22, grid.shape[1], 3), 255, np.uint8)
+    for i, title in enumerate(titles):
+        place = (i * side * zoom + 3, 15)
+        cv2.putText(head, title, place, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([head, grid])

@@ -1,0 +1,95 @@
+"""Two videos in, one out: extract both, fine-tune, merge, in a work folder that a second run goes on from."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faceswap import console, extract, files, pretrained, swap, train
+from faceswap.config import Recipe
+from faceswap.devices import resolve
+from faceswap.errors import CheckpointError, UsageError
+from faceswap.video import probe
+
+DEFAULT_MINUTES = 20.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a whole swap did; `merge` is None when training was interrupted."""
+
+    work: Path
+    training: train.Report
+    merge: swap.Report | None
+
+
+def swap_pair(
+    source: Path,  # footage of the person whose face is put in
+    target: Path,  # footage that receives it
+    out: Path,
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    work: Path | None = None,  # default: beside `out`
+    overwrite: bool = False,  # of `out`; the work folder is always gone on from
+) -> Report:
+    """Swap the largest face of `source` onto the largest face in each frame of `target`."""
+    files.refuse_existing(out, overwrite)
+    work = work or out.with_suffix(".faceswap")
+    if not (recipe.train.images or recipe.train.minutes):
+        console.say(f"training for {DEFAULT_MINUTES:g} minutes; --minutes or --images changes that")
+        recipe = recipe.changed(train={"minutes": DEFAULT_MINUTES})
+    recipe = recipe.changed(extract={"max_faces": 1}, merge={"max_faces": 1})
+    _claim(work, {"source": source, "target": target}, recipe)
+    place = resolve(device)
+    facesets = {"source": work / "source", "target": work / "target"}
+    for path, faceset in zip((source, target), facesets.values(), strict=True):
+        if faceset.exists():
+            console.say(f"{faceset}: extracted already")
+            continue
+        # Every frame of the target is needed later: merging reuses what was found.
+        how = recipe.extract if path == source else recipe.extract.model_copy(update={"every": 1})
+        extract.extract([path], faceset, how, device=str(place))
+    training = train.train(
+        recipe,
+        {name: [path] for name, path in facesets.items()},
+        work / "run",
+        device=device,
+        base=_base(recipe),
+    )
+    if training.reason == "interrupted":
+        return Report(work, training, None)
+    swapper = swap.Swapper(work / "run", recipe.merge, place)
+    find_faces = swap.recalling(facesets["target"], target)
+    return Report(work, training, swap.swap_video(target, out, swapper, find_faces, overwrite=overwrite))
+
+
+def _base(recipe: Recipe) -> Path | None:
+    base = pretrained.find_base(recipe)
+    if base is None:
+        console.say(f"no base for {recipe.model.name} at {recipe.model.resolution} px in pretrained/: from scratch")
+    return base
+
+
+def _claim(work: Path, videos: dict[str, Path], recipe: Recipe) -> None:
+    """Make the work folder, or check that it was made from the same videos with the same extraction."""
+    made_from: dict[str, Any] = {"extract": recipe.extract.model_dump()}
+    for name, path in videos.items():
+        probe(path)
+        facts = path.stat()
+        made_from[name] = {"file": str(path.resolve()), "bytes": facts.st_size, "modified": facts.st_mtime}
+    note = work / "work.json"
+    if note.exists():
+        try:
+            known = json.loads(note.read_text())
+        except ValueError:
+            raise CheckpointError(f"{note}: damaged; choose another --work or delete the folder {work}") from None
+        changed = [name for name, value in made_from.items() if known.get(name) != value]
+        if changed:
+            raise UsageError(
+                f"{work}: made from another {' and '.join(changed)}; choose another --work, or delete that folder"
+            )
+    elif work.exists() and any(work.iterdir()):
+        raise UsageError(f"{work}: expected a work folder of faceswap swap, found other files; choose another --work")
+    with files.whole_file(note, overwrite=True) as partial:
+        partial.write_text(json.dumps(made_from, indent=1))

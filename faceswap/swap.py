@@ -1,0 +1,144 @@
+"""Frame to frame, video to video: draw the target's faces as the source and put them back."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from faceswap import align, blend, checkpoint, color, console, detectors, provenance
+from faceswap.config import ExtractRecipe, MergeRecipe
+from faceswap.detectors import Face
+from faceswap.errors import CheckpointError, FacesetError
+from faceswap.faceset import Faceset
+from faceswap.masks import face_mask
+from faceswap.video import Frame, VideoWriter, frame_count, read_frames
+
+Detected = tuple[Frame, list[Face]]
+FindFaces = Callable[[Iterable[Frame]], Iterator[Detected]]
+
+SOURCE = 0  # the person drawn: pairs are trained as source, target
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a merge did."""
+
+    video: Path
+    frames: int
+    frames_swapped: int  # frames in which a face was replaced
+    faces_swapped: int
+    seconds: float
+
+
+class Swapper:
+    """Frames with faces found -> frames with those faces drawn as the source."""
+
+    def __init__(self, weights: Path, recipe: MergeRecipe, device: torch.device) -> None:
+        """`CheckpointError` if `weights` (a run or a file of one) is unusable or knows one person only."""
+        self.model, state = checkpoint.load_model(weights)
+        if len(state.people) < 2:
+            raise CheckpointError(
+                f"{weights}: a base, which knows one person; expected a run of faceswap finetune, which knows two"
+            )
+        self.name = f"{checkpoint.find(weights).name} {state.progress.images} images"
+        self.size, self.recipe, self.device = state.recipe.model.resolution, recipe, device
+        self.model.to(device)
+        self.color, self.blend = color.get(recipe.color), blend.get(recipe.blend)
+
+    def __call__(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, int]]:
+        """Each frame in order with the number of faces replaced; one without a face is passed on untouched."""
+        waiting: list[Detected] = []
+        for frame, faces in detected:
+            waiting.append((frame, faces[: self.recipe.max_faces or None]))
+            if len(waiting) == self.recipe.batch:
+                yield from self._swap(waiting)
+                waiting = []
+        yield from self._swap(waiting)
+
+    def _swap(self, detected: list[Detected]) -> Iterator[tuple[Frame, int]]:
+        """The faces of several frames are drawn in one batch."""
+        places = [
+            (frame, align.crop_matrix(face.points, self.size), face) for frame, faces in detected for face in faces
+        ]
+        crops = [align.crop(frame.image, matrix, self.size) for frame, matrix, _ in places]
+        drawn = iter(self.draw(np.stack(crops)) if crops else ())
+        crop, place = iter(crops), iter(places)
+        for frame, faces in detected:
+            image = frame.image
+            for _ in faces:
+                (face, mask), (_, matrix, found) = next(drawn), next(place)
+                image = self.merge(image, next(crop), face, mask, matrix, found)
+            yield (frame.with_image(image) if faces else frame), len(faces)
+
+    @torch.inference_mode()
+    def draw(self, crops: NDArray[np.uint8]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Canonical crops (N, R, R, 3) uint8 RGB as faces of the source: (R, R, 3) and mask (R, R), float32 [0, 1]."""
+        pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        person = torch.full((len(crops),), SOURCE, dtype=torch.int64, device=self.device)
+        faces, masks = self.model(pixels, person)
+        faces, masks = faces.permute(0, 2, 3, 1).cpu().numpy(), masks[:, 0].cpu().numpy()
+        return list(zip(faces, masks, strict=True))
+
+    def merge(
+        self,
+        image: NDArray[Any],
+        crop: NDArray[np.uint8],
+        face: NDArray[np.float32],
+        mask: NDArray[np.float32],
+        matrix: align.Matrix,
+        found: Face,
+    ) -> NDArray[Any]:
+        """The frame with one drawn face coloured like the footage and laid in.
+
+        The mask is the network's, bounded by that of the landmarks: a network that errs cannot paint the background.
+        """
+        bound = face_mask(align.apply(matrix, found.points), self.size)
+        mask = np.minimum(mask, bound)
+        face = self.color(face, crop.astype(np.float32) / np.float32(255), mask)
+        soft = blend.soften(mask, self.recipe.erode, self.recipe.feather)
+        return blend.paste(image, face, soft, matrix, self.blend)
+
+
+def detecting(extract: ExtractRecipe, merge: MergeRecipe, device: str) -> FindFaces:
+    """Finds faces in frames with the recipe's detector."""
+    detector = detectors.build(extract.detector, threshold=extract.threshold, min_size=extract.min_size, device=device)
+    return lambda frames: detectors.detect(frames, detector, merge.batch)
+
+
+def recalling(folder: Path, video: Path) -> FindFaces:
+    """Finds in frames the faces that the faceset `folder` holds of `video`: a face deleted there is not swapped."""
+    found: dict[int, list[Face]] = {}
+    for entry in Faceset.open(folder).entries:
+        if entry.meta.source == video.name:
+            face = Face(np.array(entry.meta.box, np.float32), np.array(entry.meta.points, np.float32), entry.meta.probability)
+            found.setdefault(entry.meta.frame, []).append(face)
+    if not found:
+        raise FacesetError(f"{folder}: holds no face of {video.name}; extract that video, or leave out --faces")
+    return lambda frames: ((frame, found.get(frame.index, [])) for frame in frames)
+
+
+def swap_video(
+    video: Path,
+    out: Path,
+    swapper: Swapper,
+    find_faces: FindFaces,
+    *,
+    overwrite: bool = False,
+) -> Report:
+    """Swap the faces in `video` into the new video `out`: same frames, times and sound, marked as swapped."""
+    started = time.monotonic()
+    frames = swapped = faces = 0
+    total, tags = frame_count(video), provenance.tags(swapper.name)
+    with VideoWriter(out, video, crf=swapper.recipe.crf, overwrite=overwrite, metadata=tags) as writer:
+        done = console.track(swapper(find_faces(read_frames(video))), f"merging {video.name}", total, "frames")
+        for frame, count in done:
+            writer.write(frame)
+            frames, swapped, faces = frames + 1, swapped + bool(count), faces + count
+    if not swapped:
+        console.warn(f"{video}: no face found in {frames} frames; {out} is the footage as it was")
+    return Report(out, frames, swapped, faces, time.monotonic() - started)

@@ -1,0 +1,383 @@
+"""The loop. Progress is counted in face images; what a step does is a function of the recipe and of progress."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from faceswap import checkpoint, console, files, losses, strategies
+from faceswap.batches import Batch, Faces, batches, split, still
+from faceswap.checkpoint import Progress, State
+from faceswap.config import Recipe
+from faceswap.devices import fabric_options
+from faceswap.errors import CheckpointError, RecipeError, TrainingError
+from faceswap.faceset import Entry, Faceset
+from faceswap.models import FaceModel
+from faceswap.monitor import Monitor, sheet
+
+PREVIEW_FACES = 6  # rows of the preview
+MEASURED_FACES = 64  # held-out faces per person that a measurement looks at
+SETBACKS = 3  # in a row, before training gives up
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a training ended."""
+
+    run: Path
+    images: int
+    seconds: float  # of training, over all sessions
+    faces_per_second: float  # of this session; 0 if there was nothing left to do
+    held_out: dict[str, float]  # the last measurement
+    reason: str  # "budget" or "interrupted"
+
+
+def train(
+    recipe: Recipe,
+    people: Mapping[str, Sequence[Path]],  # name -> facesets; a base has one, a pair source and target
+    run: Path,
+    *,
+    device: str = "auto",
+    base: Path | None = None,  # a run or file that knows one person, where a new run starts
+    overwrite: bool = False,  # throw away what is in `run`, else continue it
+) -> Report:
+    """Train a model on facesets, or go on where the run was interrupted.
+
+    `RecipeError` without a budget, `FacesetError` for unusable facesets, `CheckpointError` if `run` or `base` is of
+    another architecture, `TrainingError` if the losses stay not finite or memory runs out.
+    """
+    if not (recipe.train.images or recipe.train.minutes):
+        raise RecipeError("no budget: give --minutes M or --images N (train.minutes, train.images)")
+    if (recipe.data.batch // len(people)) % recipe.train.devices or recipe.data.batch < len(people):
+        raise RecipeError(
+            f"data.batch = {recipe.data.batch}: expected a multiple of {len(people) * recipe.train.devices} "
+            f"(people x devices)"
+        )
+    entries = {name: split(_open(folders), recipe.data.holdout) for name, folders in people.items()}
+    fabric = Fabric(**fabric_options(device, recipe.train.devices, recipe.train.precision))
+    fabric.launch()
+    trainer = Trainer(fabric, recipe, list(people), run, overwrite)
+    trainer.start(base)
+    trainer.read(entries)
+    try:
+        return trainer.loop()
+    except torch.OutOfMemoryError:
+        raise TrainingError(
+            f"out of memory on {fabric.device}: lower data.batch (now {recipe.data.batch}), model.resolution "
+            f"({recipe.model.resolution}) or model.width ({recipe.model.width}), or set data.memory_gb lower"
+        ) from None
+
+
+def _open(folders: Sequence[Path]) -> list[Faceset]:
+    """Facesets; images in them that are not ours are said."""
+    facesets = [Faceset.open(folder) for folder in folders]
+    for faceset in facesets:
+        if faceset.skipped:
+            console.warn(
+                f"{faceset.folder}: {len(faceset.skipped)} images without face metadata are left out, the "
+                f"first is {faceset.skipped[0].name}; run faceswap extract on them"
+            )
+    return facesets
+
+
+class Trainer:
+    """A run in memory: model, average, optimizer and progress, and the loop over them."""
+
+    def __init__(self, fabric: Fabric, recipe: Recipe, people: list[str], run: Path, overwrite: bool) -> None:
+        self.fabric, self.recipe, self.people, self.run = fabric, recipe, people, run
+        self.progress = Progress()
+        self.held_out: dict[str, float] = {}
+        if fabric.is_global_zero:
+            prepare_folder(run, overwrite)
+        fabric.barrier()
+        torch.manual_seed(recipe.seed)
+        self.raw: FaceModel = checkpoint.new_model(recipe, len(people))
+        self.strategy = strategies.build(recipe.strategy.name, rate=recipe.rate)
+
+    def start(self, base: Path | None) -> None:
+        """Take the weights of the run's last state, or of the base, or the fresh ones."""
+        state = checkpoint.latest(self.run)
+        if state is None and base is not None:
+            self._adopt(base)
+        groups = self.strategy.prepare(self.raw)
+        for group in groups:
+            group["base_lr"] = group["lr"]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.train.weight_decay, betas=(0.9, 0.99))
+        self.average = self.fabric.to_device(deepcopy(self.raw)).eval().requires_grad_(False)
+        wrapped = self.fabric.setup(self.raw, self.optimizer)
+        self.model, self.stepper = wrapped
+        if state is not None:
+            difference = checkpoint.same_architecture(self.recipe, state.recipe, self.people, state.people)
+            if difference:
+                raise CheckpointError(
+                    f"{self.run}: {difference}; use the recipe it was made with, another -o, or --overwrite"
+                )
+            self.restore(state)
+            console.say(f"{self.run}: continuing at {self.progress.images} images")
+
+    def _adopt(self, base: Path) -> None:
+        origin = checkpoint.read(checkpoint.find(base))
+        one = origin.people[:1]
+        difference = checkpoint.same_architecture(self.recipe, origin.recipe, one, origin.people)
+        if difference:
+            raise CheckpointError(f"{base}: {difference}; set the recipe to the base's model, or use another base")
+        self.raw.load_base(origin.part("ema"))
+        console.say(f"starting from the base {base} ({origin.progress.images} images)")
+
+    def read(self, people: Mapping[str, tuple[list[Entry], list[Entry]]]) -> None:
+        """Read the images to train on and those held out."""
+        size, memory = self.recipe.model.resolution, self.recipe.data.memory_gb * 2**30 / len(people)
+        self.faces, self.held = [], []
+        for name, (kept, held) in people.items():
+            self.faces.append(Faces(kept, size, memory, name))
+            self.held.append(Faces(held[:: max(1, len(held) // MEASURED_FACES)], size, memory, f"{name}, held out"))
+        if self.fabric.is_global_zero:
+            with files.whole_file(self.run / "recipe.toml", overwrite=True) as partial:
+                partial.write_text(self.recipe.to_toml())
+
+    def loop(self) -> Report:
+        """Train until the budget is used or somebody asks to stop; the last state is always saved."""
+        train, progress = self.recipe.train, self.progress
+        self.monitor = Monitor(self.run, progress.images) if self.fabric.is_global_zero else None
+        self._saved, first, began = time.monotonic(), progress.images, progress.seconds
+        if not progress.images:
+            self.save()  # somewhere to go back to
+        label = "training" if len(self.people) > 1 else "pretraining"
+        stopped = False
+        with console.Meter(label, train.images or None, "images") as meter, interrupts() as asked:
+            meter.start_at(progress.images)
+            while not self.done() and not stopped:
+                for values in self.session():
+                    meter.note = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+                    meter.advance(self.progress.images - meter.done)
+                    stopped = self._agree(asked())
+                    if stopped or self.done():
+                        break
+        if not stopped:
+            self.measure()
+        self.save()
+        if self.monitor is not None:
+            self.monitor.close()
+        seconds = self.progress.seconds - began
+        rate = (self.progress.images - first) / seconds if seconds else 0.0
+        if not self.fabric.is_global_zero:
+            raise SystemExit(0)  # Fabric started this process to train beside the first, which goes on alone
+        reason = "interrupted" if stopped else "budget"
+        return Report(self.run, self.progress.images, self.progress.seconds, rate, self.held_out, reason)
+
+    def session(self) -> Iterator[dict[str, float]]:
+        """Steps from where progress stands, until a setback; gives the losses now and then."""
+        data, progress, fabric = self.recipe.data, self.progress, self.fabric
+        here = (fabric.global_rank, fabric.world_size)
+        for batch in batches(self.faces, data, self.recipe.seed, progress.images, fabric.device, *here):
+            started, before = time.monotonic(), progress.images
+            found = self.step(batch)
+            bad = [name for name, value in found.items() if not math.isfinite(value)]
+            if bad:
+                self.set_back(bad)
+                return
+            progress.images += len(batch.person) * fabric.world_size
+            progress.steps += 1
+            progress.seconds += time.monotonic() - started
+            self._now_and_then(before, found)
+            yield found
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step; gives the losses, their sum `loss` and the gradient's norm `gradient`.
+
+        If one of these is not finite nothing is changed.
+        """
+        rate = self.recipe.train
+        factor = schedule(self.progress, self.recipe) * self.progress.rate_scale
+        for group in self.stepper.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        found = self.strategy.losses(self.model, batch, self.recipe.loss.model_dump())
+        total = torch.stack(list(found.values())).sum()
+        found = {"loss": total, **found}
+        self.stepper.zero_grad()
+        if bool(torch.isfinite(total)) or self.fabric.world_size > 1:  # DDP: all ranks must meet in backward
+            self.fabric.backward(total)
+            norm = nn.utils.clip_grad_norm_(self.raw.parameters(), rate.clip or math.inf)
+            found["gradient"] = norm
+            if bool(torch.isfinite(norm)):
+                self.stepper.step()
+                self._average()
+        return {name: float(value.detach()) for name, value in found.items()}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        steps = self.progress.steps
+        decay = min(self.recipe.train.ema, (1 + steps) / (10 + steps))
+        averaged: list[Tensor] = list(self.average.parameters())
+        current: list[Tensor] = list(self.raw.parameters())
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def _now_and_then(self, before: int, found: Mapping[str, float]) -> None:
+        train, images = self.recipe.train, self.progress.images
+
+        def passed(every: int) -> bool:
+            return bool(every) and before // every != images // every
+
+        if passed(train.log_images) and self.monitor is not None:
+            values = {f"train/{name}": value for name, value in found.items()}
+            values |= {"rate": self.stepper.param_groups[0]["lr"], "seconds": self.progress.seconds}
+            self.monitor.scalars(images, values)
+        if passed(train.preview_images):
+            self.measure()
+        if passed(train.save_images) or self._agree(time.monotonic() - self._saved > 60 * train.save_minutes):
+            self.save()
+
+    def _agree(self, wish: bool) -> bool:
+        """Whether any process wishes so: all must save and stop at the same step."""
+        if self.fabric.world_size == 1:
+            return wish
+        vote = torch.tensor(float(wish), device=self.fabric.device)
+        return bool(cast(Tensor, self.fabric.all_reduce(vote, reduce_op="sum")) > 0)
+
+    def done(self) -> bool:
+        train = self.recipe.train
+        return (0 < train.images <= self.progress.images) or self._agree(
+            0 < 60 * train.minutes <= self.progress.seconds
+        )
+
+    @torch.no_grad()
+    def measure(self) -> None:
+        """Held-out loss and PSNR of the averaged weights, a preview, and the best weights kept."""
+        if self.monitor is None:
+            return
+        values: dict[str, float] = {}
+        for index, (name, faces) in enumerate(zip(self.people, self.held, strict=True)):
+            batch = still(faces, range(min(len(faces), MEASURED_FACES)), index, self.fabric.device)
+            drawn, mask = self.average(batch.input, batch.person)
+            weights = self.recipe.loss.model_dump()
+            found = losses.reconstruction(drawn, mask, batch.target, batch.mask, weights)
+            values[f"held_out/{name}/loss"] = float(sum(v.mean() for v in found.values()))
+            values[f"held_out/{name}/psnr"] = float(losses.psnr(drawn, batch.target, batch.mask).mean())
+        self.held_out = values
+        images = self.progress.images
+        self.monitor.scalars(images, values)
+        self.monitor.preview(images, self.preview())
+        loss = sum(v for n, v in values.items() if n.endswith("loss")) / len(self.people)
+        if loss < self.progress.best:
+            self.progress.best = loss
+            checkpoint.write(self.run / "best.safetensors", self.state(averaged_only=True))
+
+    def preview(self) -> Any:
+        """The sheet of the same held-out faces: each person, drawn as itself, and the target as the source."""
+        columns: list[Tensor] = []
+        titles: list[str] = []
+        rows = min(PREVIEW_FACES, *(len(faces) for faces in self.held))
+        for index, (name, faces) in enumerate(zip(self.people, self.held, strict=True)):
+            batch = still(faces, range(rows), index, self.fabric.device)
+            columns += [batch.input, self.average(batch.input, batch.person)[0]]
+            titles += [name, f"{name} as {name}"]
+        if len(self.people) == 2:
+            columns.append(self.average(columns[2], torch.zeros_like(batch.person))[0])
+            titles.append("target as source")
+        return sheet(columns, titles)
+
+    def set_back(self, bad: Sequence[str]) -> None:
+        """Go back to the last state with half the rate; `TrainingError` after `SETBACKS` in a row."""
+        progress, names = self.progress, ", ".join(bad)
+        setbacks = progress.setbacks + 1
+        at, scale = progress.images, progress.rate_scale / 2
+        if setbacks > SETBACKS:
+            raise TrainingError(
+                f"{self.run}: {names} not finite {setbacks} times near {at} images; the last good state is kept: "
+                f"lower train.rate (now {self.recipe.rate:g}) or look for damaged faces"
+            )
+        state = checkpoint.latest(self.run)
+        assert state is not None  # the loop begins with a save
+        self.restore(state)
+        self.progress.rate_scale, self.progress.setbacks = scale, setbacks
+        console.warn(
+            f"{names} not finite at {at} images: back to {self.progress.images}, rate at {scale:g} of the recipe's"
+        )
+
+    def state(self, *, averaged_only: bool = False) -> State:
+        tensors = {f"ema.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        if not averaged_only:
+            tensors |= {f"model.{name}": tensor for name, tensor in self.raw.state_dict().items()}
+            tensors |= checkpoint.pack_optimizer(self.optimizer)
+            tensors["random.cpu"] = torch.get_rng_state()
+            if self.fabric.device.type == "cuda":
+                tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        return State(self.recipe, self.people, tensors, self.progress)
+
+    def restore(self, state: State) -> None:
+        """Become exactly what was saved."""
+        checkpoint.fit(self.raw, state.part("model"), str(self.run))
+        checkpoint.fit(self.average, state.part("ema"), str(self.run))
+        checkpoint.unpack_optimizer(self.optimizer, state.part("optimizer"))
+        random = state.part("random")
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], self.fabric.device)
+        self.progress = state.progress
+
+    def save(self) -> None:
+        self.progress.setbacks = 0  # what is saved is sound
+        if self.fabric.is_global_zero:
+            checkpoint.save(self.run, self.state(), self.recipe.train.keep)
+        self._saved = time.monotonic()
+        self.fabric.barrier()
+
+
+def schedule(progress: Progress, recipe: Recipe) -> float:
+    """The learning rate in units of the recipe's: linear warm-up, then constant, then a cosine to a hundredth."""
+    train = recipe.train
+    done = progress.images / train.images if train.images else 0.0
+    if train.minutes:
+        done = max(done, progress.seconds / (60 * train.minutes))
+    factor = min(1.0, (progress.images + recipe.data.batch) / train.warmup) if train.warmup else 1.0
+    if train.decay and done > 1 - train.decay:
+        through = min(1.0, (done - (1 - train.decay)) / train.decay)
+        factor *= 0.01 + 0.99 * (1 + math.cos(math.pi * through)) / 2
+    return factor
+
+
+def prepare_folder(run: Path, overwrite: bool) -> None:
+    """Make the run's folder. An older run in it is continued, or with `overwrite` thrown away; anything else stays."""
+    if run.exists() and not run.is_dir():
+        raise CheckpointError(f"{run}: a file; expected a folder for the run; choose another -o")
+    ours = [run / "recipe.toml", run / "metrics.jsonl", run / "best.safetensors", *checkpoint.states(run)]
+    ours += [*run.glob("previews/*.png"), *run.glob("events.out.tfevents.*")]
+    others = [p for p in run.iterdir() if p not in ours and p.name != "previews"] if run.is_dir() else []
+    if others and not checkpoint.states(run):
+        raise CheckpointError(f"{run}: expected a run or an empty folder, found {others[0].name}; choose another -o")
+    if overwrite:
+        for path in ours:
+            path.unlink(missing_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM become a wish that the loop reads between two steps; a second Ctrl-C stops at once."""
+    wishes: list[int] = []
+
+    def wish(number: int, _: object) -> None:
+        if wishes and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        wishes.append(number)
+        console.say("stopping after this step; Ctrl-C again to stop at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    old = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(wishes)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,765 @@
+"""Footage in and out: the only module that knows codecs, pixel formats and time stamps.
+
+Reading gives `Frame`s one at a time, upright and in constant memory. Writing gives a file that matches the
+one it was made from: size, frame times, pixel format, colour tags and sound.
+
+Convention: pictures are (H, W, 3) uint8, RGB, full range, in the transfer function and primaries of the file
+(no tone mapping); times are exact fractions of a second. YUV becomes RGB, and RGB YUV, with the matrix and
+range that the file names. A file that names none is taken as players take it: BT.709 if its shorter side has
+720 pixels, BT.601 if it has less; limited range, unless its pixel format is of the full-range `yuvj` kind.
+"""
+
+import errno
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self, SupportsBytes, cast
+
+import av
+import cv2
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.stream import Disposition, Stream
+from av.video.frame import PictureType
+from av.video.reformatter import Colorspace, Interpolation
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from faceswap import console
+from faceswap.errors import MediaError, UsageError
+from faceswap.files import refuse_existing, whole_file
+
+Image = NDArray[np.uint8] | NDArray[np.uint16]
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # what `VideoWriter` makes, by suffix
+
+TS_DISCONT = 0x0200  # FFmpeg's flag of formats whose clock may jump and start anywhere
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+
+LIMITED, FULL = 1, 2  # colour ranges as FFmpeg numbers them
+BT709_TAG, BT601_TAG = 1, 6  # ITU-T H.273 on matrices
+MATRICES = {
+    1: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+    10: Colorspace.BT2020,
+}
+SCALING = (  # swscale's fast paths darken each trip to RGB and back by a level and repeat chroma samples
+    Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
+USUAL_RATE = Fraction(25)  # frames/s of a file that names none, as FFmpeg takes it
+# what a muxer says of itself: the new file has its own
+MUXER_KEYS = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder"})
+
+
+@dataclass(frozen=True)
+class Colors:
+    """What a file says of its colour: ITU-T H.273 numbers (2: nothing), range 0 unsaid, 1 limited, 2 full."""
+
+    primaries: int
+    transfer: int
+    matrix: int
+    range: int
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """A video as it will be read: sizes and pixel format are those of the upright frames."""
+
+    path: Path
+    width: int  # pixels
+    height: int
+    rate: Fraction  # frames/s on average, exact; 25 if the file does not say
+    frames: int | None  # by the header, or duration times rate; None: the file says neither
+    duration: float | None  # seconds
+    has_audio: bool
+    pixel_format: str  # FFmpeg's name
+    time_base: Fraction  # seconds in one unit of its time stamps
+    colors: Colors
+    pixel_aspect: Fraction | None  # width / height of one pixel; None: not said
+    interlaced: bool
+
+
+class Frame:
+    """One picture of a video or of a folder, with its place in time.
+
+    `index` counts from 0, `time` is in seconds as in the file (an image's is its index), `source` the file.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        time: Fraction,
+        source: Path,
+        image: Image | None = None,
+        *,
+        native: av.VideoFrame | None = None,
+    ) -> None:
+        if (image is None) == (native is None):
+            raise UsageError(f"{source}: frame {index}: expected an image or a decoded frame, one of the two")
+        self.index, self.time, self.source = index, time, source
+        self.native = native  # upright, as decoded; None once the image was replaced
+        self._image = image
+
+    @property
+    def image(self) -> Image:
+        """(H, W, 3) RGB uint8, or uint16 from a 16-bit image file; made when first asked for.
+
+        That of a video is read-only, as an edit in place would never reach the file: copy it, edit the copy
+        and use `with_image`.
+        """
+        if self._image is None:
+            assert self.native is not None
+            self._image = _rgb_from(self.native)
+        return self._image
+
+    def with_image(self, image: Image) -> "Frame":
+        """The same moment with other pixels: (H, W, 3) RGB uint8."""
+        return Frame(self.index, self.time, self.source, image)
+
+    def __repr__(self) -> str:
+        return f"Frame({self.index}, {float(self.time):.3f} s, {self.source.name})"
+
+
+def is_image(path: Path) -> bool:
+    """Whether `path` is a file with an image's suffix."""
+    return path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_video(path: Path) -> bool:
+    """Whether `path` opens as a video; the header is read, nothing is decoded."""
+    if not path.is_file() or is_image(path):
+        return False
+    try:
+        _open(path)[0].close()
+    except MediaError:
+        return False
+    return True
+
+
+def probe(path: Path) -> VideoInfo:
+    """Header and first frame of a video. `MediaError`: missing, unreadable or not a video."""
+    container, stream = _open(path)
+    with container:
+        first = next(_decode(container, stream, _Health()), None)
+        if first is None:
+            raise _undecodable(path, stream)
+        upright = _Upright()(first)
+        aspect = stream.sample_aspect_ratio or None
+        seconds = _seconds(container, stream)
+        return VideoInfo(
+            path=path,
+            width=upright.width,
+            height=upright.height,
+            rate=_rate(stream),
+            frames=_expected(container, stream),
+            duration=None if seconds is None else float(seconds),
+            has_audio=bool(container.streams.audio),
+            pixel_format=upright.format.name,
+            time_base=_time_base(stream),
+            colors=_colors(first),
+            pixel_aspect=1 / aspect if aspect and "transpose" in _turns(first) else aspect,
+            interlaced=first.interlaced_frame,
+        )
+
+
+def frame_count(path: Path) -> int | None:
+    """How many frames `read_frames` should give, by the header alone; None: the file does not say."""
+    if path.is_dir() or is_image(path):
+        return len(_image_files(path))
+    container, stream = _open(path)
+    with container:
+        return _expected(container, stream)
+
+
+def read_frames(path: Path, *, every: int = 1) -> Iterator[Frame]:
+    """The frames of a video, of a folder of images (natural order, no subfolders) or of one image.
+
+    Only those whose index is a multiple of `every` are given. What does not decode is skipped, and told at
+    the end; a skipped image keeps its index, a skipped frame of a video has none.
+    `MediaError`: missing, not footage, or nothing in it decodes.
+    """
+    if every < 1:
+        raise UsageError(f"every={every}: expected 1 (each frame) or more")
+    if path.is_dir() or is_image(path):
+        return _read_images(path, _image_files(path), every)
+    return _read_video(path, *_open(path), every)
+
+
+# Images
+
+
+def _image_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = (file for file in path.iterdir() if is_image(file) and not file.name.startswith("."))
+    found = sorted(files, key=_natural)
+    if not found:
+        kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+        raise MediaError(f"{path}: no image in this folder; expected files of type {kinds}")
+    return found
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """Sort key by which frame2 comes before frame10."""
+    parts = re.findall(r"\d+|\D+", path.name.lower())
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name
+
+
+def _read_images(path: Path, files: list[Path], every: int) -> Iterator[Frame]:
+    wanted = range(0, len(files), every)
+    bad: list[str] = []
+    for index in wanted:
+        image = _load_image(files[index])
+        if image is None:
+            bad.append(files[index].name)
+        else:
+            yield Frame(index, Fraction(index), files[index], image)
+    if len(bad) == len(wanted):
+        raise MediaError(f"{path}: not one image decodes (the first is {bad[0]}); check or convert the files")
+    if bad:
+        console.warn(f"{path}: skipped {len(bad)} of {len(wanted)} images that do not decode, first {bad[0]}")
+
+
+def _load_image(path: Path) -> Image | None:
+    """RGB uint8 or uint16, upright by its EXIF tag, without alpha; None if it does not decode."""
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except (OSError, cv2.error):
+        return None
+    if bgr is None or bgr.dtype not in (np.uint8, np.uint16):
+        return None
+    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return rgb.astype(np.uint16, copy=False) if rgb.dtype == np.uint16 else rgb.astype(np.uint8, copy=False)
+
+
+# Video in
+
+
+@dataclass
+class _Health:
+    """What decoding met."""
+
+    decoded: int = 0
+    fault_after: int | None = None  # frames decoded when the first fault was seen
+
+    def fault(self) -> None:
+        self.fault_after = self.decoded if self.fault_after is None else self.fault_after
+
+
+def _open(path: Path) -> tuple[InputContainer, VideoStream]:
+    if path.is_dir():
+        raise MediaError(f"{path}: expected a video file, found a folder")
+    if not path.exists():
+        raise MediaError(f"{path}: no such file; check the name")
+    try:
+        container = av.open(str(path.absolute()), metadata_errors="replace")
+    except (av.FFmpegError, OSError) as error:
+        raise _unreadable(path, error) from error
+    stream = container.streams.best("video")
+    still = container.format.name in ("tty", "image2") or container.format.name.endswith("_pipe")
+    cover = stream is not None and bool(stream.disposition & Disposition.attached_pic)
+    if not isinstance(stream, VideoStream) or still or cover or stream.codec_context is None:
+        container.close()
+        raise MediaError(f"{path}: expected a video, found no moving picture in it; give a video file")
+    stream.thread_type = "AUTO"
+    return container, stream
+
+
+def _unreadable(path: Path, error: Exception) -> MediaError:
+    if isinstance(error, PermissionError):
+        return MediaError(f"{path}: may not be read; change its permissions")
+    reason = getattr(error, "strerror", None) or str(error)
+    return MediaError(f"{path}: expected a video, found no readable one ({reason}); give a file that plays")
+
+
+def _undecodable(path: Path, stream: VideoStream) -> MediaError:
+    return MediaError(f"{path}: {stream.codec_context.name} video of which no frame decodes; export it again")
+
+
+def _rate(stream: VideoStream) -> Fraction:
+    return stream.average_rate or stream.guessed_rate or stream.base_rate or USUAL_RATE
+
+
+def _time_base(stream: VideoStream) -> Fraction:
+    return stream.time_base or 1 / _rate(stream)
+
+
+def _seconds(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """How long the video stream is, or else the whole file."""
+    if stream.duration:
+        return stream.duration * _time_base(stream)
+    tag = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska's: its end
+    if tag:
+        end = int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3])
+        return end - (stream.start_time or 0) * _time_base(stream)
+    return Fraction(container.duration, av.time_base) if container.duration else None
+
+
+def _expected(container: InputContainer, stream: VideoStream) -> int | None:
+    """Frames to be shown, by the header."""
+    if stream.frames > 0:
+        if container.format.name.startswith("mov"):  # less what an edit list hides
+            return sum(not entry.is_discard for entry in stream.index_entries) or stream.frames
+        return stream.frames
+    seconds = _seconds(container, stream)
+    return None if seconds is None else max(1, round(seconds * _rate(stream)))
+
+
+def _packets(
+    container: InputContainer, stream: VideoStream, health: _Health
+) -> Iterator["av.Packet[VideoStream] | None"]:
+    """Packets up to the end or the first unreadable one; an empty last one empties the decoder."""
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError:
+        health.fault()
+        yield None
+
+
+def _decode(container: InputContainer, stream: VideoStream, health: _Health) -> Iterator[av.VideoFrame]:
+    for packet in _packets(container, stream, health):
+        if packet is not None and packet.is_corrupt:
+            health.fault()
+        try:
+            frames = stream.codec_context.decode(packet)
+        except av.FFmpegError:
+            health.fault()
+            continue
+        for frame in frames:
+            if frame.is_corrupt:
+                health.fault()
+            health.decoded += 1
+            yield frame
+
+
+def _read_video(path: Path, container: InputContainer, stream: VideoStream, every: int) -> Iterator[Frame]:
+    base, rate, health, upright = _time_base(stream), _rate(stream), _Health(), _Upright()
+    ticks = _Ticks(path.name, step=max(1, round(1 / (rate * base))))
+    with container:
+        for index, native in enumerate(_decode(container, stream, health)):
+            time = ticks.next(native.pts) * base
+            if index % every == 0:
+                yield Frame(index, time, path, native=upright(native))
+        if health.decoded == 0:
+            raise _undecodable(path, stream)
+        _tell_damage(path, container, stream, health)
+
+
+def _tell_damage(path: Path, container: InputContainer, stream: VideoStream, health: _Health) -> None:
+    """Warn if decoding met a fault or ended before the header says (by a second, where that is a guess)."""
+    expected = _expected(container, stream)
+    slack = 0 if stream.frames > 0 else 1 + round(_rate(stream))
+    missing = 0 if expected is None else expected - health.decoded
+    if health.fault_after is None and missing <= slack:
+        return
+    after = health.decoded if health.fault_after is None else health.fault_after
+    total = "an unknown number" if expected is None else expected
+    console.warn(
+        f"{path.name}: damaged after frame {after} (of {total} expected): used what decodes, "
+        f"{health.decoded} frames; export it again to have all"
+    )
+
+
+class _Ticks:
+    """Time stamps that only grow: one that is missing or not later than the last is moved, and told once."""
+
+    def __init__(self, name: str, step: int) -> None:
+        self._name, self._step = name, step
+        self._last: int | None = None
+        self._told = False
+
+    def next(self, wanted: int | None) -> int:
+        """`wanted`, or the nearest time after the last one; in units of the time base."""
+        last, tick = self._last, wanted
+        if tick is None:
+            tick = 0 if last is None else last + self._step
+        elif last is not None and tick <= last:
+            tick = last + 1
+        if tick != wanted and not self._told:
+            self._told = True
+            console.warn(f"{self._name}: time stamps missing or repeated: moved so that each frame follows the last")
+        self._last = tick
+        return tick
+
+
+# Upright
+
+
+def _turns(frame: av.VideoFrame) -> str:
+    """The filters that show `frame` as its display matrix asks: a transposition, then mirrors; "" for none.
+
+    The matrix (nine int32, by rows, a b u c d v ...) sends the pixel (x, y) to (a x + c y, b x + d y). Not for
+    every frame: one whose side data was looked at is freed late, by the cycle collector (PyAV 18).
+    """
+    sides = cast("Mapping[str, SupportsBytes]", frame.side_data)
+    if "DISPLAYMATRIX" not in sides:
+        return ""
+    a, b, _, c, d = np.frombuffer(bytes(sides["DISPLAYMATRIX"]), np.int32)[:5].tolist()
+    turned = abs(b) > abs(a)
+    across, down = (c, b) if turned else (a, d)
+    mirrors = [("transpose=cclock_flip", turned), ("hflip", across < 0), ("vflip", down < 0)]
+    return ",".join(name for name, wanted in mirrors if wanted)
+
+
+class _Upright:
+    """Turns frames on their own planes, sample by sample.
+
+    Where that cannot be (4:2:2 on its side is no format), FFmpeg first widens the chroma to 4:4:4.
+    """
+
+    def __init__(self) -> None:
+        self._rotation: int | None = None
+        self._turns = ""
+        self._key: object = None
+        self._graph = av.filter.Graph()
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        if frame.rotation != self._rotation:
+            self._rotation, self._turns = frame.rotation, _turns(frame)
+        turns = self._turns
+        if not turns:
+            return frame
+        key = (turns, frame.width, frame.height, frame.format.name)
+        if key != self._key:
+            self._key, self._graph = key, _graph(frame, turns)
+        self._graph.vpush(frame)
+        return self._graph.vpull()
+
+
+def _graph(frame: av.VideoFrame, turns: str) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    buffer = graph.add(
+        "buffer",
+        video_size=f"{frame.width}x{frame.height}",
+        pix_fmt=frame.format.name,
+        time_base=str(frame.time_base or Fraction(1, av.time_base)),
+        colorspace=str(int(frame.colorspace)),
+        range=str(int(frame.color_range)),
+    )
+    filters = [graph.add(*turn.split("=")) for turn in turns.split(",")]
+    graph.link_nodes(buffer, *filters, graph.add("buffersink")).configure()
+    return graph
+
+
+# Colours
+
+
+def _colors(frame: av.VideoFrame) -> Colors:
+    """The tags of a YUV frame; an RGB one gets those of the YUV that will be made of it."""
+    primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
+    if _is_rgb(frame.format):
+        matrix = BT709_TAG if min(frame.width, frame.height) >= 720 else BT601_TAG
+        return Colors(primaries, transfer, matrix, LIMITED)
+    spread = FULL if frame.format.name.startswith("yuvj") else int(frame.color_range)
+    return Colors(primaries, transfer, int(frame.colorspace), spread)
+
+
+def _is_rgb(pixels: av.VideoFormat) -> bool:
+    return pixels.is_rgb or pixels.has_palette
+
+
+def _conversion(colors: Colors, width: int, height: int) -> tuple[Colorspace, int]:
+    """Matrix and range to compute with, also where the tags say nothing."""
+    usual = Colorspace.ITU709 if min(width, height) >= 720 else Colorspace.ITU601
+    return MATRICES.get(colors.matrix, usual), FULL if colors.range == FULL else LIMITED
+
+
+def _rgb_from(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB, read-only."""
+    matrix, spread = _conversion(_colors(frame), frame.width, frame.height)
+    rgb = frame.reformat(
+        format="rgb24",
+        src_colorspace=matrix,
+        src_color_range=FULL if _is_rgb(frame.format) else spread,
+        dst_color_range=FULL,
+        interpolation=SCALING,
+        threads=1,  # starting more costs more than they gain
+    )
+    image = np.asarray(rgb.to_ndarray(), np.uint8)
+    image.flags.writeable = False
+    return image
+
+
+def _fitted(frame: av.VideoFrame, pixel_format: str, colors: Colors) -> av.VideoFrame:
+    """`frame` in another pixel format, with matrix and range of `colors`; itself if it has that format."""
+    if frame.format.name == pixel_format:
+        return frame
+    matrix, spread = _conversion(colors, frame.width, frame.height)
+    return frame.reformat(
+        format=pixel_format,
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        src_color_range=FULL if _is_rgb(frame.format) else spread,
+        dst_color_range=spread,
+        interpolation=SCALING,
+        threads=1,
+    )
+
+
+def _encodable(info: VideoInfo) -> str:
+    """The pixel format of the output: the input's, or the nearest that libx264 takes, told if it differs.
+
+    Nearest: YUV with 8 or 10 bits and no less chroma; RGB becomes 4:4:4, and so do odd sizes.
+    """
+    pixels = av.VideoFormat(info.pixel_format, info.width, info.height)
+    across, down = pixels.chroma_width(8) < 8, pixels.chroma_height(8) < 8
+    odd = bool((across and info.width % 2) or (down and info.height % 2))
+    taken = {pixels.name for pixels in av.Codec("libx264", "w").video_formats or ()}
+    if info.pixel_format in taken and not odd:
+        return info.pixel_format
+    chroma = "444" if odd or _is_rgb(pixels) or not across else "420" if down else "422"
+    depth = "10le" if pixels.components[0].bits > 8 else ""
+    found = f"yuv{chroma}p{depth}"
+    reason = f"H.264 has no {info.width}x{info.height} in" if odd else "libx264 does not take"
+    console.warn(f"{info.path.name}: {reason} {info.pixel_format}: written as {found}")
+    return found
+
+
+# Video out
+
+
+class VideoWriter:
+    """Writes frames as H.264 into a file that is otherwise like the video `like`; use it in a `with`.
+
+    Size, frame times, rate, pixel format, colour tags, tags of the file and all sound (packet by packet, at
+    its own times) come from `like`; subtitles and data streams are dropped. A frame whose image was not
+    replaced is encoded from the samples that were decoded. mp4 and mov keep the unit of time; mkv rounds
+    times to milliseconds. The file is there under its name only when the `with` ends without an error.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        like: Path,
+        *,
+        crf: int = 17,  # quality: 0 lossless (8 bits), 17 hardly visible loss, 23 x264's usual, 51 worst
+        preset: str = "medium",  # x264: ultrafast ... veryslow; slower makes smaller files
+        overwrite: bool = False,
+        metadata: Mapping[str, str] | None = None,  # tags of the file; before those of `like`
+    ) -> None:
+        """`UsageError`: unknown suffix, images as `like`; `OutputExistsError`; `MediaError`: see `probe`."""
+        if path.suffix.lower() not in CONTAINERS:
+            known, found = ", ".join(CONTAINERS), path.suffix or "no suffix"
+            raise UsageError(f"{path}: expected a name ending in one of {known}, found {found}; rename it")
+        if like.is_dir() or is_image(like):
+            raise UsageError(f"{like}: expected a video, found images; make a video of them, or write images")
+        if not 0 <= crf <= 51 or preset not in PRESETS:
+            raise UsageError(f"crf={crf}, preset={preset}: expected 0 to 51 and one of {', '.join(PRESETS)}")
+        refuse_existing(path, overwrite)
+        self.path, self.like, self.info = path, like, probe(like)
+        self.written = 0  # frames
+        self.pixel_format = _encodable(self.info)
+        self._options = {"crf": str(crf), "preset": preset}
+        self._overwrite, self._metadata = overwrite, dict(metadata or {})
+        self._ticks = _Ticks(path.name, step=1)
+        self._stack = ExitStack()
+        if self.info.interlaced:
+            console.warn(f"{like.name}: interlaced: written as progressive; deinterlace it first")
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack, self._explained():
+            partial = stack.enter_context(whole_file(self.path, overwrite=self._overwrite))
+            source, stream = _open(self.like)
+            stack.enter_context(source)
+            self._origin = _origin(source)
+            self._output = self._new_output(partial, _timescale(source, stream, self._origin))
+            stack.push(self._close)
+            self._add_tags(source)
+            self._video = self._add_video()
+            self._sound = _Sound(source, self._output, self.like, self.path, self._origin)
+            self._begin()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:  # the caller's own, not to be explained
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._explained():
+            self._stack.close()
+
+    def write(self, frame: Frame) -> None:
+        """Add `frame`; times must grow. `UsageError`: size or type differ; `MediaError`: disk full."""
+        native = self._native(frame)
+        native.pts = self._ticks.next(round((frame.time - self._origin) / self.info.time_base))
+        native.time_base = self.info.time_base
+        native.pict_type = PictureType.NONE  # x264 decides, not the encoder that made the input
+        with self._explained():
+            self._mux(native)
+        self.written += 1
+
+    def _native(self, frame: Frame) -> av.VideoFrame:
+        """The samples to encode: those decoded, or else made of the image."""
+        if frame.native is not None:
+            shape, kind = (frame.native.height, frame.native.width, 3), "uint8"
+        else:
+            shape, kind = frame.image.shape, str(frame.image.dtype)
+        wanted = (self.info.height, self.info.width, 3)
+        if (shape, kind) != (wanted, "uint8"):
+            raise UsageError(
+                f"{frame.source}: frame {frame.index}: expected {wanted} uint8 as in {self.like.name}, "
+                f"found {shape} {kind}; convert it first"
+            )
+        if frame.native is not None:
+            return _fitted(frame.native, self.pixel_format, self.info.colors)
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.image, np.uint8), "rgb24")
+        return _fitted(rgb, self.pixel_format, self.info.colors)
+
+    def _mux(self, native: av.VideoFrame | None) -> None:
+        """Encode a frame (None: the end) and write what comes out, with the sound that belongs before it."""
+        for packet in self._video.encode(native):
+            if packet.dts is not None:
+                self._sound.copy_until(packet.dts * self.info.time_base)
+            self._output.mux(packet)
+
+    def _new_output(self, partial: Path, timescale: int) -> OutputContainer:
+        kind = CONTAINERS[self.path.suffix.lower()]
+        options = {"avoid_negative_ts": "disabled"}  # or mkv moves all times by the encoder delay of the sound
+        if kind != "matroska":
+            options["movflags"] = "use_metadata_tags+faststart"
+            options["movie_timescale"] = str(timescale)
+        return av.open(str(partial.absolute()), "w", format=kind, container_options=options)
+
+    def _add_tags(self, source: InputContainer) -> None:
+        kept = {key: value for key, value in source.metadata.items() if key.lower() not in MUXER_KEYS}
+        self._output.metadata.update(kept | self._metadata)
+
+    def _add_video(self) -> VideoStream:
+        info, colors = self.info, self.info.colors
+        stream = self._output.add_stream(
+            "libx264",
+            rate=info.rate,
+            options=self._options,
+            width=info.width,
+            height=info.height,
+            pix_fmt=self.pixel_format,
+        )
+        stream.time_base = stream.codec_context.time_base = info.time_base
+        coder = stream.codec_context
+        coder.color_primaries, coder.color_trc = colors.primaries, colors.transfer
+        coder.colorspace, coder.color_range = colors.matrix, colors.range
+        if info.pixel_aspect:
+            coder.sample_aspect_ratio = info.pixel_aspect
+        return stream
+
+    def _begin(self) -> None:
+        """Write the header: here the container says whether it takes the sound."""
+        self._video.codec_context.open()
+        try:
+            self._output.start_encoding()
+        except av.ArgumentError as error:
+            names = ", ".join(stream.codec_context.name for stream in self._output.streams.audio)
+            raise MediaError(_refused(self.path, names)) from error
+
+    def _close(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Finish the file, or after an error give it up: `whole_file` then removes it."""
+        if error is not None:
+            with suppress(av.FFmpegError, OSError):  # the error that counts is on its way already
+                self._output.close()
+            return
+        if self.written == 0:
+            raise MediaError(f"{self.path}: no frame was written, so no file was made; check {self.like.name}")
+        self._mux(None)
+        self._sound.copy_until(None)
+        self._output.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what FFmpeg and the system say into a `MediaError`."""
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            if error.errno == errno.ENOSPC:
+                place = self.path.absolute().parent
+                message = f"{self.path}: disk full in {place}; nothing was left there; free some space and repeat"
+                raise MediaError(message) from error
+            raise MediaError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+
+
+class _Sound:
+    """The sound of one file on its way into another: packets as they are, read no further than needed."""
+
+    def __init__(
+        self, source: InputContainer, output: OutputContainer, like: Path, path: Path, origin: Fraction
+    ) -> None:
+        self._like, self._output, self._origin = like, output, origin
+        self._streams = {stream.index: _copied(stream, output, path) for stream in source.streams.audio}
+        self._packets = self._read(source)
+        self._next = next(self._packets, None)
+
+    def copy_until(self, time: Fraction | None) -> None:
+        """Write the packets up to `time`, in seconds of the new file; None: all that are left."""
+        while self._next is not None:
+            packet, moment = self._next
+            if time is not None and moment > time:
+                return
+            self._output.mux(packet)
+            self._next = next(self._packets, None)
+
+    def _read(self, source: InputContainer) -> Iterator[tuple["av.Packet[Stream]", Fraction]]:
+        try:
+            for packet in source.demux(*source.streams.audio) if self._streams else ():
+                stamp = packet.pts if packet.dts is None else packet.dts
+                if stamp is None or packet.size == 0:  # the mark at the end
+                    continue
+                shift = round(self._origin / packet.time_base)
+                packet.pts = None if packet.pts is None else packet.pts - shift
+                packet.dts = None if packet.dts is None else packet.dts - shift
+                moment = (stamp - shift) * packet.time_base
+                packet.stream = self._streams[packet.stream.index]
+                yield packet, moment
+        except av.FFmpegError:
+            console.warn(f"{self._like.name}: damaged: its sound was copied up to where it can be read")
+
+
+def _copied(stream: AudioStream, output: OutputContainer, path: Path) -> Stream:
+    """A stream of `output` that takes the packets of `stream`."""
+    name = getattr(stream.codec_context, "name", "of unknown kind")
+    try:
+        copy = output.add_stream_from_template(stream)
+    except (ValueError, av.FFmpegError) as error:
+        raise MediaError(_refused(path, name)) from error
+    copy.metadata.update(stream.metadata)
+    copy.disposition = stream.disposition
+    return copy
+
+
+def _refused(path: Path, codecs: str) -> str:
+    found = f"the sound is {codecs}, which {path.suffix} files do not take"
+    return f"{path}: {found}; write to a file ending in .mkv"
+
+
+def _timescale(source: InputContainer, video: VideoStream, origin: Fraction) -> int:
+    """Units per second in which mp4 says when a stream starts (rounded down): the coarsest that harms none."""
+    starts = [
+        (stream.start_time * stream.time_base - origin, stream.time_base)
+        for stream in (video, *source.streams.audio)
+        if stream.start_time is not None and stream.time_base is not None
+    ]
+    exact = math.lcm(*(base.denominator for _, base in starts))
+    for scale in (1000, 90_000, exact):
+        lost = [start - Fraction(math.floor(start * scale), scale) for start, _ in starts]
+        if scale <= 2**31 - 1 and all(2 * late < base for late, (_, base) in zip(lost, starts, strict=True)):
+            return scale
+    return 90_000
+
+
+def _origin(source: InputContainer) -> Fraction:
+    """What is 0 s in the new file: the start of `source` if its clock has no zero (MPEG-TS), else its 0."""
+    if source.format.flags & TS_DISCONT and source.start_time:
+        return Fraction(source.start_time, av.time_base)
+    return Fraction(0)

@@ -1,0 +1,133 @@
+"""Who may import whom: data runs in one direction, and so do imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "faceswap"
+
+GROUND = {"faceswap", "errors", "files", "console", "registry"}  # anybody may stand on these
+SEES = {
+    "faceswap": set(),
+    "errors": set(),
+    "files": set(),
+    "console": set(),
+    "registry": set(),
+    "config": set(),
+    "video": set(),
+    "align": set(),
+    "masks": {"align"},
+    "detectors": {"align", "video"},
+    "faceset": {"align"},
+    "extract": {"align", "config", "detectors", "faceset", "video"},
+    "augment": {"config"},
+    "batches": {"augment", "config", "faceset", "masks"},
+    "layers": set(),
+    "models": {"layers"},
+    "losses": set(),
+    "strategies": {"batches", "losses"},
+    "checkpoint": {"config", "models"},
+    "pretrained": {"checkpoint", "config"},
+    "monitor": set(),
+    "devices": set(),
+    "train": {
+        "batches",
+        "checkpoint",
+        "config",
+        "devices",
+        "faceset",
+        "losses",
+        "models",
+        "monitor",
+        "strategies",
+    },
+    "color": set(),
+    "blend": {"align"},
+    "provenance": set(),
+    "swap": {"align", "blend", "checkpoint", "color", "config", "detectors", "faceset", "masks", "provenance", "video"},
+    "pair": {"config", "devices", "extract", "pretrained", "swap", "train", "video"},
+    "doctor": {"detectors", "pretrained"},
+    "cli": {"config", "devices", "doctor", "extract", "pair", "swap", "train", "video"},
+    "__main__": {"cli"},
+}
+
+
+def modules() -> dict[str, list[Path]]:
+    """Files by the name of their room: a module, or a folder of parts."""
+    rooms: dict[str, list[Path]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        inside = path.relative_to(PACKAGE)
+        room = "faceswap" if str(inside) == "__init__.py" else inside.parts[0].removesuffix(".py")
+        rooms.setdefault(room, []).append(path)
+    return rooms
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path.name}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "faceswap":
+                found.add(parts[1] if len(parts) > 1 and parts[1] in SEES else "faceswap")
+    return found
+
+
+def test_every_room_is_in_the_table_and_the_table_names_no_other() -> None:
+    assert set(modules()) == set(SEES)
+
+
+@pytest.mark.parametrize("room", sorted(SEES))
+def test_a_room_sees_only_those_before_it(room: str) -> None:
+    for path in modules()[room]:
+        extra = imports(path) - SEES[room] - GROUND - {room}
+        assert not extra, f"{path.name} imports {sorted(extra)}"
+
+
+def test_the_table_has_no_permission_that_nobody_uses() -> None:
+    for room, allowed in SEES.items():
+        used = set().union(*(imports(path) for path in modules()[room]))
+        assert allowed <= used, f"{room}: {sorted(allowed - used)} unused"
+
+
+def test_the_table_has_no_circle() -> None:
+    done: set[str] = set()
+    while ready := [room for room in SEES if room not in done and SEES[room] <= done]:
+        done.update(ready)
+    assert done == set(SEES)
+
+
+def loaded_by(statement: str) -> set[str]:
+    script = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    assert not {"torch", "cv2", "av", "albumentations", "lightning_fabric"} & loaded_by("import faceswap.cli")
+
+
+def test_bare_words_that_hide_trouble_are_absent() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        bare = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type is None]
+        assert not bare, path.name
+        calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        imported = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+        assert not calls & {"input", "breakpoint", "eval", "exec"} and "pickle" not in imported, path.name
+        assert "torch.load" not in path.read_text(), path.name
+
+
+def test_folders_inside_the_package_are_sockets() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert folders == {"detectors", "models", "strategies"}

@@ -1,0 +1,246 @@
+import errno
+import json
+import shutil
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import footage
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from faceswap import console
+from faceswap.cli import main
+from faceswap.video import probe
+
+COMMANDS = ("extract", "pretrain", "finetune", "merge", "swap", "doctor")
+TINY = [
+    *("--set", "model.resolution=32", "--set", "model.width=4", "--set", "model.code=16"),
+    *("--set", "data.batch=4", "--set", "extract.min_size=40", "--set", "extract.size=64"),
+]
+
+
+def faceswap(*words: object, ok: bool = True) -> Result:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    console.configure(console.QUIET)
+    if ok:
+        assert result.exit_code == 0, result.stderr
+    elif result.exit_code == 0:
+        pytest.fail(f"expected a failure: {result.output}")
+    return result
+
+
+def refused(status: int, *words: object) -> str:
+    """The one line that a failing command says."""
+    result = faceswap(*words, "-q", ok=False)
+    assert result.exit_code == status, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(facesets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "run"
+    sides = ("--source", facesets["source"], "--target", facesets["target"])
+    faceswap("finetune", *sides, "-o", path, "--images", 40, "-q", *TINY)
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_the_common_options(command: str) -> None:
+    for flag in ("-h", "--help"):
+        text = faceswap(command, flag).stdout
+        assert f"Example: faceswap {command}" in text
+        for option in ("--config", "--set", "--device", "--seed", "--verbose", "--quiet", "--json"):
+            assert option in text
+
+
+def test_the_commands_are_those_of_the_readme() -> None:
+    assert set(main.commands) == set(COMMANDS)
+    assert "SOURCE is the person whose face is put in" in faceswap("-h").stdout
+
+
+def test_extract(clips: dict[str, Path], tmp_path: Path) -> None:
+    result = faceswap("extract", *clips.values(), "-o", tmp_path / "faces", "--every", 4, "--json", *TINY)
+    report = json.loads(result.stdout)
+    assert report["frames"] == 8 and report["faces"] == len(list((tmp_path / "faces").iterdir()))
+    assert "extracting source.mp4: 4/4 frames" in result.stderr
+    faceswap("extract", clips["source"], "-o", tmp_path / "one", "--max-faces", 1, "--min-size", 30, *TINY)
+
+
+def test_pretrain_finetune_merge(clips: dict[str, Path], facesets: dict[str, Path], tmp_path: Path) -> None:
+    base, pair, out = tmp_path / "base", tmp_path / "pair", tmp_path / "out.mp4"
+    result = faceswap("pretrain", *facesets.values(), "-o", base, "--images", 16, "--json", *TINY)
+    assert json.loads(result.stdout)["images"] == 16
+    sides = ("--source", facesets["source"], "--target", facesets["target"])
+    result = faceswap("finetune", *sides, "--base", base, "-o", pair, "--images", 16, *TINY)
+    assert "starting from the base" in result.stderr and "16 face images" in result.stdout
+    result = faceswap("merge", clips["target"], "--model", pair, "-o", out, *TINY)
+    assert "a face replaced in 14 (87.5 %)" in result.stdout and probe(out).frames == 16
+    faces = ("--faces", facesets["target"])
+    faceswap("merge", clips["target"], "--model", pair / "best.safetensors", *faces, "-o", tmp_path / "two.mp4")
+
+
+def test_swap(clips: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    words = ("swap", clips["source"], clips["target"], "-o", out, "--images", 40, *TINY)
+    result = faceswap(*words)
+    assert "from scratch" in result.stderr and "a face replaced in 14" in result.stdout
+    assert (tmp_path / "out.faceswap" / "run" / "previews" / "latest.png").is_file()
+    again = faceswap(*words, "--overwrite", "--json")
+    assert "extracted already" in again.stderr
+    assert json.loads(again.stdout)["training"]["faces_per_second"] == 0
+
+
+def test_doctor() -> None:
+    findings = {f["name"]: f for f in json.loads(faceswap("doctor", "--json").stdout)}
+    assert {"python", "torch", "device", "detector", "video", "disk"} < set(findings)
+    assert all(finding["ok"] for finding in findings.values())
+    assert "mtcnn" in faceswap("doctor").stdout
+
+
+def test_doctor_says_what_is_missing_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faceswap.doctor.PACKAGES", ("torch", "no-such-package"))
+    result = faceswap("doctor", ok=False)
+    assert result.exit_code == 1 and "MISSING no-such-package" in result.stdout and "pip install" in result.stdout
+
+
+def test_the_seed_and_the_recipe_file_reach_the_run(facesets: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text("[model]\nresolution = 32\nwidth = 4\ncode = 16\n[data]\nbatch = 4\n")
+    words = ("pretrain", facesets["source"], "--config", tmp_path / "my.toml", "--images", 8, "-q")
+    faceswap(*words, "-o", tmp_path / "a", "--seed", 7)
+    assert "seed = 7" in (tmp_path / "a" / "recipe.toml").read_text()
+    runs = []
+    for name, seed in (("b", 7), ("c", 8)):
+        faceswap(*words, "-o", tmp_path / name, "--seed", seed)
+        runs.append((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
+    assert runs[0] == (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[-1] != runs[1]
+
+
+def bad_inputs(tmp_path: Path, clips: dict[str, Path]) -> dict[str, tuple[Path, str]]:
+    """Each kind of bad footage and what is said of it."""
+    text, empty, broken = tmp_path / "notes.mp4", tmp_path / "empty.mp4", tmp_path / "broken.mp4"
+    text.write_text("not a video, but long enough to be looked at" * 20)
+    empty.touch()
+    broken.write_bytes(clips["source"].read_bytes()[:200])
+    (tmp_path / "hollow").mkdir()
+    return {
+        "missing": (tmp_path / "missing.mp4", "no such file"),
+        "text": (text, "notes.mp4"),
+        "empty": (empty, "empty.mp4"),
+        "broken": (broken, "broken.mp4"),
+        "hollow": (tmp_path / "hollow", "hollow"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "empty", "broken", "hollow"])
+def test_footage_that_is_none(kind: str, clips: dict[str, Path], run: Path, tmp_path: Path) -> None:
+    path, said = bad_inputs(tmp_path, clips)[kind]
+    before = sorted(tmp_path.rglob("*"))
+    assert said in refused(1, "extract", path, "-o", tmp_path / "faces")
+    assert said in refused(1 if kind != "hollow" else 1, "merge", path, "--model", run, "-o", tmp_path / "out.mp4")
+    assert said in refused(1, "swap", clips["source"], path, "-o", tmp_path / "out.mp4", "--images", 8)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_truncated_footage_is_used_as_far_as_it_goes(clips: dict[str, Path], tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.mkv", tmp_path / "cut.mkv"
+    footage.write_clip(whole, footage.performance("source", 16), rate=Fraction(5), sound=False)
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.6)])
+    result = faceswap("extract", cut, "-o", tmp_path / "faces", "--json", *TINY)
+    assert 0 < json.loads(result.stdout)["frames"] < 16
+    assert "warning: cut.mkv: damaged after frame" in result.stderr
+
+
+def test_nobody_in_the_footage(tmp_path: Path) -> None:
+    clip = footage.write_clip(tmp_path / "wall.mp4", [np.full((96, 96, 3), 90, np.uint8)] * 4)
+    line = refused(1, "extract", clip, "-o", tmp_path / "faces")
+    assert "wall.mp4" in line and "no face of at least 48 px found in 4 frames; try --min-size 24" in line
+    assert not (tmp_path / "faces").exists()
+
+
+def test_a_faceset_of_one_image(facesets: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(next(facesets["source"].iterdir()), tmp_path / "one")
+    words = ("finetune", "--source", tmp_path / "one", "--target", facesets["target"], "-o", tmp_path / "run")
+    assert "one: expected at least 2 faces" in refused(1, *words, "--images", 8)
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_do_not_decode_are_skipped_and_counted(tmp_path: Path) -> None:
+    import cv2  # noqa: PLC0415
+
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / "photos" / f"{i}.png"), footage.draw_face(mouth=i)[..., ::-1])
+    (tmp_path / "photos" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    result = faceswap("extract", tmp_path / "photos", "-o", tmp_path / "faces", *TINY)
+    assert "3 faces from 3 frames" in result.stdout and "bad.png" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "model.resolutoin=64"], "unknown key 'model.resolutoin'; did you mean 'resolution'?"),
+        (["--set", "modle.resolution=64"], "unknown key 'modle'; did you mean 'model'?"),
+        (["--set", "model.resolution=50"], "model.resolution = 50: input should be a multiple of 16"),
+        (["--set", "model.resolution"], "expected section.key=value"),
+        (["--set", "extract.detector=mtcn"], "no detector called 'mtcn'; did you mean 'mtcnn'?"),
+        (["--config", "no.toml"], "no.toml: no such recipe"),
+        (["--device", "cuda:9"], "--device cuda:9: 0 CUDA devices found"),
+        (["--device", "gpu"], "--device gpu: expected auto, cpu, cuda"),
+    ],
+)
+def test_wrong_use_is_answered_with_the_remedy(
+    words: list[str], said: str, clips: dict[str, Path], tmp_path: Path
+) -> None:
+    assert said in refused(2, "extract", clips["source"], "-o", tmp_path / "faces", *words)
+    assert not (tmp_path / "faces").exists()
+
+
+def test_outputs_are_not_overwritten_unasked(
+    clips: dict[str, Path], facesets: dict[str, Path], run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.mp4"
+    out.write_text("precious")
+    for words in (("merge", clips["target"], "--model", run), ("swap", clips["source"], clips["target"])):
+        assert "out.mp4: exists already; choose another name or add --overwrite" in refused(2, *words, "-o", out)
+    assert out.read_text() == "precious"
+    faces = sorted(facesets["source"].iterdir())
+    assert "exists already" in refused(2, "extract", clips["source"], "-o", facesets["source"])
+    assert sorted(facesets["source"].iterdir()) == faces
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_another_architecture(facesets: dict[str, Path], run: Path) -> None:
+    sides = ("--source", facesets["source"], "--target", facesets["target"])
+    line = refused(1, "finetune", *sides, "-o", run, "--images", 80, *TINY, "--set", "model.width=8")
+    assert "its model.width is 4, not 8; use the recipe it was made with, another -o, or --overwrite" in line
+
+
+def test_no_model(clips: dict[str, Path], tmp_path: Path) -> None:
+    words = ("merge", clips["target"], "-o", tmp_path / "out.mp4", "--model")
+    assert "no such weight file" in refused(1, *words, tmp_path / "nothing")
+    (tmp_path / "fake.safetensors").write_bytes(b"PK" * 99)
+    assert "not a whole safetensors file" in refused(1, *words, tmp_path / "fake.safetensors")
+
+
+def test_no_budget(facesets: dict[str, Path], tmp_path: Path) -> None:
+    assert "no budget: give --minutes M or --images N" in refused(
+        2, "pretrain", facesets["source"], "-o", tmp_path / "b"
+    )
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
+
+
+@pytest.mark.parametrize("at", ["faceswap.extract.write_face", "faceswap.files.sync"])
+def test_disk_full(at: str, clips: dict[str, Path], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at, full_disk)
+    words = ("extract", clips["source"]) if "extract" in at else ("merge", clips["target"], "--model", run)
+    line = refused(1, *words, "-o", tmp_path / "out.mp4", *TINY)
+    assert "disk full" in line and "free" in line
+    assert not list(tmp_path.iterdir())

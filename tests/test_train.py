@@ -1,0 +1,287 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+from torch import Tensor, nn
+
+from faceswap import checkpoint, train
+from faceswap.batches import Batch
+from faceswap.config import Recipe, check, load
+from faceswap.errors import CheckpointError, FacesetError, RecipeError, TrainingError
+from faceswap.strategies import full
+from faceswap.train import schedule
+
+STEPS, BATCH = 20, 4
+
+
+def recipe(**sections: dict[str, Any]) -> Recipe:
+    """A model that trains in a second: 32 px, 20 steps."""
+    values: dict[str, dict[str, Any]] = {
+        "model": {"resolution": 32, "width": 4, "code": 16},
+        "data": {"batch": BATCH, "degrade": 0.5},
+        "train": {"images": STEPS * BATCH, "preview_images": 40, "log_images": 8, "warmup": 16},
+    }
+    for section, change in sections.items():
+        values.setdefault(section, {}).update(change)
+    return check(values, "test")
+
+
+def fit(run: Path, facesets: Mapping[str, Path], how: Recipe | None = None, **more: Any) -> train.Report:
+    people = {name: [path] for name, path in facesets.items()}
+    return train.train(how or recipe(), people, run, device="cpu", **more)
+
+
+def newest(run: Path) -> checkpoint.State:
+    state = checkpoint.latest(run)
+    assert state is not None
+    return state
+
+
+def same(one: Path, other: Path) -> None:
+    """Every tensor of two runs' last states agrees bit for bit."""
+    ours, theirs = newest(one), newest(other)
+    assert ours.progress.images == theirs.progress.images
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    assert {name.partition(".")[0] for name in ours.tensors} >= {"model", "ema", "optimizer", "random"}
+    for name, tensor in ours.tensors.items():
+        assert torch.equal(tensor, theirs.tensors[name]), name
+
+
+@contextmanager
+def interrupt_after(steps: int) -> Iterator[Callable[[], bool]]:
+    asked = 0
+
+    def ask() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked >= steps
+
+    yield ask
+
+
+@pytest.fixture(scope="module")
+def through(facesets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 20 steps without interruption."""
+    run = tmp_path_factory.mktemp("through") / "run"
+    fit(run, facesets)
+    return run
+
+
+def test_ten_steps_and_ten_more_are_twenty(
+    facesets: dict[str, Path], through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "interrupts", lambda: interrupt_after(STEPS // 2))
+        report = fit(tmp_path / "run", facesets)
+    assert report.reason == "interrupted" and report.images == STEPS * BATCH // 2
+    torch.manual_seed(99)  # another process would not have our random state
+    report = fit(tmp_path / "run", facesets)
+    assert report.reason == "budget" and report.images == STEPS * BATCH
+    same(tmp_path / "run", through)
+
+
+def command(run: Path, facesets: dict[str, Path], *more: str) -> list[str]:
+    """`faceswap finetune` with the recipe above."""
+    settings = [
+        f"{section}.{key}={value}"
+        for section, values in recipe().model_dump(exclude_unset=True).items()
+        for key, value in values.items()
+    ]
+    sides = [part for name in ("source", "target") for part in (f"--{name}", str(facesets[name]))]
+    sets = [part for setting in [*settings, *more] for part in ("--set", setting)]
+    return [sys.executable, "-m", "faceswap", "finetune", *sides, "-o", str(run), "--device", "cpu", *sets]
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, "ended too early"
+        assert time.monotonic() < end, f"{path.name} did not appear"
+        time.sleep(0.002)
+
+
+def test_kill_9_and_the_same_command_give_the_uninterrupted_run(facesets: dict[str, Path], tmp_path: Path) -> None:
+    how = recipe(train={"images": 1200, "preview_images": 100000})
+    fit(tmp_path / "through", facesets, how)
+    run = tmp_path / "run"
+    again = command(run, facesets, "train.images=1200", "train.preview_images=100000", "train.save_images=80")
+    first = subprocess.Popen(again, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    wait_for(run / "state-000000160.safetensors", first)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    assert newest(run).progress.images < 1200
+    done = subprocess.run(again, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "continuing at" in done.stderr
+    same(run, tmp_path / "through")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(facesets: dict[str, Path], tmp_path: Path) -> None:
+    again = command(tmp_path / "run", facesets, "train.images=400000", "train.save_images=40")
+    process = subprocess.Popen(again, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "run" / "state-000000040.safetensors", process)  # type: ignore[arg-type]
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors.splitlines()[-1] and "Traceback" not in errors
+    assert newest(tmp_path / "run").progress.images > 0
+
+
+def test_a_run_leaves_what_a_user_looks_for(through: Path) -> None:
+    lines = [json.loads(line) for line in (through / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/loss", "train/ssim", "train/l1", "train/mask", "rate", "seconds"} < set(lines[0])
+    measured = [line for line in lines if "held_out/source/psnr" in line]
+    assert [line["images"] for line in measured] == [40, 80, 80]
+    assert recipe() == load(through / "recipe.toml")
+    sheet = cv2.imread(str(through / "previews" / "latest.png"))
+    assert sheet is not None and sheet.shape[1] == 5 * 128  # source, as source, target, as target, target as source
+    assert {"000000040.png", "000000080.png"} < {path.name for path in (through / "previews").iterdir()}
+    assert list(through.glob("events.out.tfevents.*"))
+    assert (through / "best.safetensors").stat().st_size < checkpoint.states(through)[0].stat().st_size / 3
+
+
+def test_training_makes_held_out_faces_better(facesets: dict[str, Path], tmp_path: Path) -> None:
+    how = recipe(train={"images": 800, "preview_images": 40, "rate": 2e-3})
+    report = fit(tmp_path / "run", facesets, how)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if "held_out/source/psnr" in line)
+    for person in ("source", "target"):
+        assert report.held_out[f"held_out/{person}/psnr"] > first[f"held_out/{person}/psnr"] + 2
+        assert report.held_out[f"held_out/{person}/loss"] < first[f"held_out/{person}/loss"]
+    drawn, _ = checkpoint.load_model(tmp_path / "run")
+    assert drawn.people == 2
+
+
+def test_a_pair_starts_from_a_base(facesets: dict[str, Path], tmp_path: Path) -> None:
+    base, pair = tmp_path / "base", tmp_path / "pair"
+    fit(base, {"anyone": facesets["source"]})
+    assert newest(base).people == ["anyone"]
+    fit(pair, facesets, recipe(train={"images": BATCH, "warmup": 10**9}), base=base)  # a step of no length
+    weights, origin = newest(pair).part("model"), checkpoint.read(checkpoint.find(base)).part("ema")
+    assert origin
+    for name, tensor in origin.items():
+        twins = [name.replace("decoders.0.", f"decoders.{person}.") for person in (0, 1)]
+        for twin in twins:
+            torch.testing.assert_close(weights[twin], tensor, atol=1e-6, rtol=1e-4)
+
+
+def test_another_architecture_is_refused_and_nothing_lost(
+    facesets: dict[str, Path], through: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(through, tmp_path / "run")
+    other = recipe(model={"width": 8})
+    with pytest.raises(CheckpointError, match=r"its model.width is 4, not 8; use the recipe"):
+        fit(tmp_path / "run", facesets, other)
+    same(tmp_path / "run", through)
+    with pytest.raises(CheckpointError, match=r"it knows source, target, not source"):
+        fit(tmp_path / "new", facesets, base=through)
+    fit(tmp_path / "run", facesets, other, overwrite=True)
+    assert newest(tmp_path / "run").recipe.model.width == 8
+
+
+def test_a_longer_budget_goes_on_and_a_used_one_does_nothing(
+    facesets: dict[str, Path], through: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(through, tmp_path / "run")
+    report = fit(tmp_path / "run", facesets)
+    assert report.images == STEPS * BATCH and report.faces_per_second == 0 and report.held_out
+    same(tmp_path / "run", through)
+    assert fit(tmp_path / "run", facesets, recipe(train={"images": 120})).images == 120
+
+
+def test_minutes_are_a_budget_too(facesets: dict[str, Path], tmp_path: Path) -> None:
+    report = fit(tmp_path / "run", facesets, recipe(train={"images": 0, "minutes": 0.01}))
+    assert 0.6 <= report.seconds < 5 and report.images > 0
+
+
+class Poisoned(full.Full):
+    """Losses that are not finite whenever `batch` says so."""
+
+    bad: Callable[[int], bool] = staticmethod(lambda call: False)
+    calls = 0
+
+    def losses(self, model: nn.Module, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        type(self).calls += 1
+        found = super().losses(model, batch, weights)
+        return found | ({"l1": found["l1"] * float("nan")} if type(self).bad(type(self).calls) else {})
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int], bool]) -> list[str]:
+    said: list[str] = []
+    part = type("Poisoned", (Poisoned,), {"bad": staticmethod(bad), "calls": 0})
+    monkeypatch.setattr(full, "build", lambda rate: part(rate))
+    monkeypatch.setattr("faceswap.console.warn", said.append)
+    return said
+
+
+def test_nan_goes_back_names_the_loss_and_lowers_the_rate(
+    facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = poison(monkeypatch, lambda call: call == 12)
+    report = fit(tmp_path / "run", facesets, recipe(train={"save_images": 20}))
+    assert len(said) == 1 and "loss, l1 not finite at 44 images: back to 40" in said[0]
+    state = newest(tmp_path / "run")
+    assert report.images == STEPS * BATCH and state.progress.rate_scale == 0.5
+    assert all(torch.isfinite(tensor).all() for tensor in state.part("model").values())
+
+
+def test_nan_that_comes_again_and_again_ends_the_training(
+    facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = poison(monkeypatch, lambda call: call > 7)
+    with pytest.raises(TrainingError, match=r"l1 not finite 4 times near 20 images.*lower train.rate"):
+        fit(tmp_path / "run", facesets, recipe(train={"save_images": 20}))
+    assert len(said) == train.SETBACKS
+    assert all(torch.isfinite(tensor).all() for tensor in newest(tmp_path / "run").part("model").values())
+
+
+def test_schedule_warms_up_holds_and_falls() -> None:
+    how = recipe(train={"images": 1000, "warmup": 100, "decay": 0.3})
+
+    def at(images: int) -> float:
+        return schedule(checkpoint.Progress(images=images), how)
+
+    assert at(0) == pytest.approx(BATCH / 100)
+    assert at(100) == at(400) == at(699) == 1
+    assert at(850) == pytest.approx(0.505, abs=1e-3)
+    assert at(1000) == pytest.approx(0.01)
+    values = [at(images) for images in range(700, 1001, 10)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_mistakes_are_said_before_anything_is_read(facesets: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--minutes M or --images N"):
+        fit(tmp_path / "run", facesets, recipe(train={"images": 0}))
+    with pytest.raises(RecipeError, match=r"data.batch = 4: expected a multiple of 6"):
+        fit(tmp_path / "run", facesets, recipe(train={"devices": 3}))
+    with pytest.raises(FacesetError, match=r"nothing: expected a faceset"):
+        fit(tmp_path / "run", facesets | {"target": tmp_path / "nothing"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_other_things_is_left_alone(facesets: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match=r"expected a run or an empty folder, found thesis.txt"):
+            fit(tmp_path, facesets, overwrite=overwrite)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_two_processes_train_one_model(facesets: dict[str, Path], tmp_path: Path) -> None:
+    both = command(tmp_path / "run", facesets, "train.devices=2")
+    done = subprocess.run(both, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr
+    state = newest(tmp_path / "run")
+    assert state.progress.images == STEPS * BATCH and state.progress.steps == STEPS
+    assert len(done.stdout.splitlines()) == 1
