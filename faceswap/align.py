@@ -84,12 +84,18 @@ def crop(image: Image, matrix: Matrix, size: int) -> Image:
 
     Shrinking is low-pass: the crop is sampled k times finer, k = ceil(shrink factor), and averaged in k x k cells.
     """
+    return _warp(image, matrix, (size, size), cv2.BORDER_REPLICATE)
+
+
+def _warp(image: Image, matrix: Matrix, shape: tuple[int, int], border: int) -> Image:
+    """`image` through `matrix` onto (width, height) pixels. See `crop` for what happens when it shrinks."""
     fine = max(1, int(np.ceil(1 / scale_of(matrix) - 1e-6)))
+    if fine == 1:
+        return cv2.warpAffine(image, matrix, shape, flags=cv2.INTER_CUBIC, borderMode=border)
     shift = np.array([[0.0, 0.0, (fine - 1) / 2]] * 2)  # a cell's centre falls on the pixel's centre
-    side = size * fine
-    flags = cv2.INTER_LINEAR if fine > 1 else cv2.INTER_CUBIC
-    warped = cv2.warpAffine(image, matrix * fine + shift, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return cv2.resize(warped, (size, size), interpolation=cv2.INTER_AREA) if fine > 1 else warped
+    finer = (shape[0] * fine, shape[1] * fine)
+    warped = cv2.warpAffine(image, matrix * fine + shift, finer, flags=cv2.INTER_LINEAR, borderMode=border)
+    return cv2.resize(warped, shape, interpolation=cv2.INTER_AREA)
 
 
 def resize(image: Image, size: int) -> Image:
@@ -121,5 +127,4 @@ def uncrop(image: Image, matrix: Matrix, where: Region, *, border: int = cv2.BOR
     x0, y0, x1, y1 = where
     shifted = matrix.copy()
     shifted[:, 2] += matrix[:, :2] @ np.array([x0, y0], np.float64)  # region pixel -> crop pixel
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, shifted, (x1 - x0, y1 - y0), flags=flags, borderMode=border)
+    return _warp(image, invert(shifted), (x1 - x0, y1 - y0), border)

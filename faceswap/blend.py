@@ -18,6 +18,8 @@ from faceswap.registry import suggest
 Image = NDArray[np.float32]
 Blend = Callable[[Image, Image, Image], Image]
 
+FADE = 4.0  # deviations of the soft edge over which a mask that reaches the border fades out
+
 
 def feather(frame: Image, face: Image, mask: Image) -> Image:
     """A cross-fade through the mask."""
@@ -40,20 +42,19 @@ def soften(mask: Image, erode: float, feather: float) -> Image:
     It ends inside the crop: the crop's border never shows in the frame.
     """
     size = len(mask)
-    padded = cv2.copyMakeBorder(mask, size, size, size, size, cv2.BORDER_CONSTANT, value=0)
-    padded[size : size + 1] = padded[2 * size - 1 : 2 * size] = 0
-    padded[:, size : size + 1] = padded[:, 2 * size - 1 : 2 * size] = 0
     # The softening reaches outward as far as inward: shrink first by what it will reach.
     shrink = round((erode + feather) * size)
     if shrink:
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * shrink + 1, 2 * shrink + 1))
-        padded = cv2.erode(padded, kernel)
+        mask = cv2.erode(mask, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
     if feather > 0:
-        padded = cv2.GaussianBlur(padded, (0, 0), feather * size)
-    inner = padded[size : 2 * size, size : 2 * size].copy()
-    inner[[0, -1]] = inner[:, [0, -1]] = 0
-    inner[inner < 1 / 255] = 0
-    return np.asarray(inner, np.float32)
+        mask = cv2.GaussianBlur(mask, (0, 0), feather * size, borderType=cv2.BORDER_CONSTANT)
+    inside = np.minimum(np.arange(size), np.arange(size)[::-1])
+    fade = np.clip(inside / max(1.0, FADE * feather * size), 0, 1)
+    fade = fade**2 * (3 - 2 * fade)
+    soft = np.asarray(mask * np.minimum.outer(fade, fade), np.float32)
+    soft[soft < 1 / 255] = 0
+    return soft
 
 
 def paste(image: NDArray[Any], face: Image, mask: Image, matrix: align.Matrix, blend: Blend) -> NDArray[Any]:
@@ -67,8 +68,9 @@ def paste(image: NDArray[Any], face: Image, mask: Image, matrix: align.Matrix, b
     x0, y0, x1, y1 = where
     part = image[y0:y1, x0:x1]
     spread = np.clip(align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT), 0, 1).astype(np.float32)
-    mixed = blend(part.astype(np.float32) / np.float32(255), align.uncrop(face, matrix, where), spread)
+    drawn = np.clip(align.uncrop(face, matrix, where), 0, 1)  # cubic weights overshoot
+    mixed = blend(part.astype(np.float32) / np.float32(255), drawn, spread)
     result = image.copy()
-    drawn = np.clip(np.round(mixed * 255), 0, 255).astype(image.dtype)
-    result[y0:y1, x0:x1] = np.where(spread[..., None] > 0, drawn, part)
+    pixels = np.clip(np.round(mixed * 255), 0, 255).astype(image.dtype)
+    result[y0:y1, x0:x1] = np.where(spread[..., None] > 0, pixels, part)
     return result

@@ -74,7 +74,13 @@ def common(command: F) -> F:
         return command(recipe=config.load(config_file, settings, seed), **rest)
 
     options = [
-        click.option("--config", "config_file", type=FILE, metavar="FILE.toml", help="Recipe to start from."),
+        click.option(
+            "--config",
+            "config_file",
+            type=FILE,
+            metavar="FILE.toml",
+            help="Recipe: a file, or the name of one that ships.",
+        ),
         click.option(
             "--set",
             "settings",

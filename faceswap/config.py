@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from faceswap.errors import RecipeError
+from faceswap.files import shipped
 from faceswap.registry import suggest
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -21,45 +22,35 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ExtractRecipe(Section):
     """Which faces are taken from footage."""
 
-    detector: str = "mtcnn"
+    detector: str = "mtcnn"  # a part of faceswap/detectors
     threshold: Share = 0.9  # lowest probability of a face
     min_size: float = Field(48, ge=12)  # px, larger side of the box
     max_faces: int = Field(0, ge=0)  # per frame, the largest first; 0: all
     every: int = Field(1, ge=1)  # look at every Nth frame
     size: int = Field(256, ge=32, le=2048)  # px, side of the crops
-    format: Literal["png", "jpg"] = "png"
+    format: Literal["png", "jpg"] = "png"  # png keeps 16 bit, jpg is smaller
     batch: int = Field(8, ge=1)  # frames looked at side by side
 
 
 class ModelRecipe(Section):
     """What draws the faces."""
 
-    name: str = "df"
+    name: str = "df"  # a part of faceswap/models
     resolution: int = Field(64, ge=32, le=1024, multiple_of=16)  # px, THE dial
     width: int = Field(0, ge=0)  # channels of the first stage; 0: by the dial
     code: int = Field(0, ge=0)  # length of the bottleneck's code; 0: by the dial
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dial(cls, values: dict[str, Any]) -> dict[str, Any]:
-        resolution = values.get("resolution", 64)
-        if isinstance(resolution, int) and resolution > 0:
-            values = dict(values)
-            values["width"] = values.get("width") or (24 if resolution <= 96 else 32 if resolution <= 160 else 48)
-            values["code"] = values.get("code") or (128 if resolution <= 96 else 256)
-        return values
 
 
 class DataRecipe(Section):
     """How batches are made from facesets."""
 
-    batch: int = Field(16, ge=2)  # faces per step, all people together
+    batch: int = Field(0, ge=0)  # faces per step, all people together; 0: by the dial
     warp: Weight = 0.05  # random warp of the input, standard deviation in units of the side
     rotation: float = Field(10, ge=0, le=180)  # degrees, both ways
     scale: float = Field(0.12, ge=0, lt=1)  # relative, both ways
@@ -74,17 +65,17 @@ class DataRecipe(Section):
 class LossRecipe(Section):
     """Weights of the losses; 0 turns one off."""
 
-    ssim: Weight = 0.8
-    l1: Weight = 0.6
-    charbonnier: Weight = 0.0
-    mask: Weight = 0.2
+    ssim: Weight = 0.8  # structural similarity
+    l1: Weight = 0.6  # absolute difference
+    charbonnier: Weight = 0.0  # absolute difference, smooth at zero
+    mask: Weight = 0.2  # squared difference of the masks
     background: Share = 0.1  # weight of what lies outside the face, where the face has 1
 
 
 class StrategyRecipe(Section):
     """Which weights train."""
 
-    name: str = "full"
+    name: str = "full"  # a part of faceswap/strategies
 
 
 class TrainRecipe(Section):
@@ -95,10 +86,10 @@ class TrainRecipe(Section):
     rate: float = Field(0, ge=0)  # learning rate; 0: by the dial
     warmup: int = Field(1600, ge=0)  # images over which the rate rises from 0
     decay: Share = 0.3  # last part of the budget over which the rate falls to a hundredth
-    weight_decay: Weight = 0.01
+    weight_decay: Weight = 0.01  # of AdamW
     clip: Weight = 1.0  # largest norm of the gradient; 0: no limit
     ema: float = Field(0.999, ge=0, lt=1)  # exponential moving average of the weights, per step
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 on CUDA that has it, else float32
     devices: int = Field(1, ge=1)  # processes side by side (DDP)
     save_minutes: float = Field(5, gt=0)  # time between checkpoints
     save_images: int = Field(0, ge=0)  # images between checkpoints; 0: by time alone
@@ -111,10 +102,10 @@ class MergeRecipe(Section):
     """How swapped faces enter the footage."""
 
     max_faces: int = Field(0, ge=0)  # per frame, the largest first; 0: all
-    color: str = "mkl"
-    blend: str = "feather"
-    erode: Share = 0.02  # the mask shrinks by so much, in units of the crop's side
-    feather: Share = 0.03  # standard deviation of its soft edge, in units of the crop's side
+    color: str = "mkl"  # colour transfer: none, reinhard, mkl
+    blend: str = "feather"  # how the face is laid in
+    erode: float = Field(0.02, ge=0, le=0.2)  # the mask shrinks by so much, in units of the crop's side
+    feather: float = Field(0.03, ge=0, le=0.2)  # standard deviation of its soft edge, in units of the crop's side
     batch: int = Field(8, ge=1)  # frames drawn side by side
     crf: int = Field(17, ge=0, le=51)  # H.264 quality; lower is better, 0 is lossless
 
@@ -122,7 +113,7 @@ class MergeRecipe(Section):
 class Recipe(Section):
     """All options. `to_toml` and `load` are inverse to each other."""
 
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31)  # fixes all that is random
     extract: ExtractRecipe = ExtractRecipe()
     model: ModelRecipe = ModelRecipe()
     data: DataRecipe = DataRecipe()
@@ -131,10 +122,21 @@ class Recipe(Section):
     train: TrainRecipe = TrainRecipe()
     merge: MergeRecipe = MergeRecipe()
 
-    @property
-    def rate(self) -> float:
-        """The learning rate: as given, or 6e-4 at 64 px and falling with the square root of the side."""
-        return self.train.rate or 6e-4 * (64 / self.model.resolution) ** 0.5
+    def resolved(self) -> "Recipe":
+        """A copy in which the dial has set what was left to it, by the resolution R in px.
+
+        Width 24 up to 96, 32 up to 160, then 48; code 128 up to 96, then 256; batch 16 up to 160, then 8; learning
+        rate 6e-4 * sqrt(64 / R).
+        """
+        size = self.model.resolution
+        return self.changed(
+            model={
+                "width": self.model.width or (24 if size <= 96 else 32 if size <= 160 else 48),
+                "code": self.model.code or (128 if size <= 96 else 256),
+            },
+            data={"batch": self.data.batch or (16 if size <= 160 else 8)},
+            train={"rate": self.train.rate or round(6e-4 * (64 / size) ** 0.5, 7)},
+        )
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump())
@@ -150,6 +152,7 @@ class Recipe(Section):
 def load(path: Path | None = None, settings: Sequence[str] = (), seed: int | None = None) -> Recipe:
     """The recipe of a TOML file (or the defaults) with `section.key=value` settings laid over it.
 
+    A name without a suffix, such as `swap_128`, is one of the recipes that ship in `configs/`.
     `RecipeError` names the file, the key, what was expected, and for an unknown key the one that was likely meant.
     """
     values: dict[str, Any] = {}
@@ -159,14 +162,19 @@ def load(path: Path | None = None, settings: Sequence[str] = (), seed: int | Non
         _set(values, setting)
     if seed is not None:
         values["seed"] = seed
-    return check(values, str(path or "--set"))
+    where = " and ".join([str(path)] * (path is not None) + ["--set"] * bool(settings))
+    return check(values, where or "recipe")
 
 
 def _read(path: Path) -> str:
+    ours = {recipe.stem: recipe for recipe in shipped("configs").glob("*.toml")}
+    if not path.exists() and str(path) in ours:
+        path = ours[str(path)]
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; expected a TOML file") from None
+        hint = f"expected a TOML file or one of {', '.join(sorted(ours))}"
+        raise RecipeError(f"{path}: no such recipe; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as text ({error}); expected a TOML file") from None
 
@@ -189,6 +197,8 @@ def check(values: Mapping[str, Any], where: str) -> Recipe:
         key = ".".join(keys)
         if first["type"] == "extra_forbidden":
             raise RecipeError(f"{where}: unknown key {key!r}; {suggest(keys[-1], _siblings(keys))}") from None
+        if first["type"] == "model_type":
+            raise RecipeError(f"{where}: {key} = {first['input']!r}: expected a section with keys of its own") from None
         raise RecipeError(f"{where}: {key} = {first['input']!r}: {first['msg'].lower()}") from None
 
 

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -39,19 +40,19 @@ def configure(level: int) -> None:
 def say(message: str) -> None:
     """A line on how the work goes."""
     if _level >= NORMAL:
-        _console.print(escape(message))
+        _console.print(Text(message))
 
 
 def detail(message: str) -> None:
     """A line for `-v`."""
     if _level >= VERBOSE:
-        _console.print(escape(message), style="dim")
+        _console.print(Text(message, style="dim"))
 
 
 def warn(message: str) -> None:
     """A line that the user must not miss: something was skipped, replaced or is not as asked."""
     if _level >= NORMAL:
-        _console.print(f"[yellow]warning:[/yellow] {escape(message)}")
+        _console.print(Text.assemble(("warning: ", "yellow"), message))
 
 
 class Meter:
@@ -73,7 +74,7 @@ class Meter:
             rate, note = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[note]}")
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), note, console=_console)
-            self._task = self._bar.add_task(self.label, total=self.total, rate="", note="")
+            self._task = self._bar.add_task(escape(self.label), total=self.total, rate="", note="")
             self._bar.start()
         return self
 

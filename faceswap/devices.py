@@ -24,13 +24,15 @@ def resolve(name: str) -> torch.device:
         return torch.device("cpu")
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
-    device = torch.device(name)
-    found = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise UsageError(f"--device {name}: {found} CUDA devices found; see faceswap doctor, or use --device cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    kind, _, number = name.partition(":")
+    if kind == "cuda":
+        found = torch.cuda.device_count()
+        if int(number or 0) >= found:
+            raise UsageError(f"--device {name}: {found} CUDA devices found; see faceswap doctor, or use --device cpu")
+        return torch.device("cuda", int(number or 0))
+    if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: not available here; use --device auto")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+    return torch.device(kind)
 
 
 def fabric_options(name: str, devices: int, precision: str) -> dict[str, Any]:
@@ -48,6 +50,6 @@ def fabric_options(name: str, devices: int, precision: str) -> dict[str, Any]:
         found = torch.cuda.device_count()
         if devices > found:
             raise UsageError(f"train.devices = {devices}: {found} CUDA devices found")
-        places = [device.index] if devices == 1 else list(range(devices))
+        places = [(device.index + i) % found for i in range(devices)]
     options = {"accelerator": device.type, "devices": places, "precision": precision}
     return options | ({"strategy": "ddp"} if devices > 1 else {})

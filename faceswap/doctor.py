@@ -90,6 +90,6 @@ def _encoder() -> Finding:
 def _base() -> Finding:
     from faceswap import pretrained
 
-    bases = sorted(path.stem for path in pretrained.folder().glob("*.safetensors"))
+    bases = [path.stem for path in pretrained.bases()]
     remedy = "" if bases else "not needed: training starts from scratch, or from --base after faceswap pretrain"
     return Finding("base", True, ", ".join(bases) or "none shipped", remedy)

@@ -2,9 +2,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
+
+import numpy as np
 
 from faceswap import align, console, detectors, files
 from faceswap.config import ExtractRecipe
@@ -44,12 +47,14 @@ def extract(
     detector = detectors.build(recipe.detector, threshold=recipe.threshold, min_size=recipe.min_size, device=device)
     started, counts = time.monotonic(), Counter[str]()
     with files.whole_folder(out, overwrite=overwrite) as folder:
-        for path, name in zip(inputs, names, strict=True):
+        for number, (path, name) in enumerate(zip(inputs, names, strict=True)):
             found = Counter[str]()
             for frame, faces in _frames(path, detector, recipe):
                 chosen = faces[: recipe.max_faces or None]
-                for number, face in enumerate(chosen):
-                    _write(folder, name, frame, number, face, recipe)
+                for rank, face in enumerate(chosen):
+                    meta = _meta(number, frame, rank, face, recipe)
+                    image = align.crop(frame.image, np.array(meta.matrix), recipe.size)
+                    write_face(folder / f"{name}_{frame.index:06d}_{rank}.{recipe.format}", image, meta)
                 found.update(frames=1, faces=len(chosen), empty=not chosen)
             if not found["faces"]:
                 console.warn(f"{path}: no face found in {found['frames']} frames")
@@ -63,7 +68,7 @@ def extract(
     return Report(out, counts["frames"], counts["faces"], counts["empty"], seconds)
 
 
-def _frames(path: Path, detector: detectors.Detector, recipe: ExtractRecipe):  # type: ignore[no-untyped-def]
+def _frames(path: Path, detector: detectors.Detector, recipe: ExtractRecipe) -> Iterator[tuple[Frame, list[Face]]]:
     total = frame_count(path)
     wanted = None if total is None else -(-total // recipe.every)
     frames = detectors.detect(read_frames(path, every=recipe.every), detector, recipe.batch)
@@ -74,38 +79,34 @@ def _names(inputs: Sequence[Path]) -> list[str]:
     """A name per input for its files; inputs that share one get a number."""
     if not inputs:
         raise UsageError("expected at least one video, folder of images or image")
-    stems = [path.stem if path.suffix else path.name for path in inputs]
-    seen = Counter[str]()
-    names = []
-    for stem in stems:
-        seen[stem] += 1
-        names.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
+    names: list[str] = []
+    for path in inputs:
+        stem = path.absolute().stem.lstrip(".") or "input"
+        numbered = (f"{stem}-{number}" for number in count(2))
+        names.append(next(name for name in chain([stem], numbered) if name not in names))
     return names
 
 
-def _write(folder: Path, name: str, frame: Frame, number: int, face: Face, recipe: ExtractRecipe) -> None:
-    matrix = align.crop_matrix(face.points, recipe.size)
-    meta = FaceMeta(
+def _meta(number: int, frame: Frame, rank: int, face: Face, recipe: ExtractRecipe) -> FaceMeta:
+    return FaceMeta(
+        input=number,
         source=frame.source.name,
         frame=frame.index,
         time=round(float(frame.time), 6),
-        face=number,
+        face=rank,
         box=[round(float(v), 3) for v in face.box],
         points=[[round(float(x), 3), round(float(y), 3)] for x, y in face.points],
-        matrix=matrix.tolist(),
+        matrix=align.crop_matrix(face.points, recipe.size).tolist(),
         size=recipe.size,
         detector=recipe.detector,
         probability=round(face.probability, 5),
     )
-    path = folder / f"{name}_{frame.index:06d}_{number}.{recipe.format}"
-    write_face(path, align.crop(frame.image, matrix, recipe.size), meta)
 
 
 def _refuse_foreign(out: Path) -> None:
     """`OutputExistsError` if replacing `out` would destroy anything that is not an extracted face."""
-    inside = sorted(out.iterdir()) if out.is_dir() else [out]
-    for path in inside:
-        if path.is_dir() or path.suffix.lower() not in SUFFIXES or read_meta(path) is None:
+    for path in sorted(out.iterdir()) if out.is_dir() else [out]:
+        if not out.is_dir() or path.is_dir() or path.suffix.lower() not in SUFFIXES or read_meta(path) is None:
             raise OutputExistsError(
                 f"{out}: --overwrite replaces facesets only, {path.name} is no extracted face; choose another -o"
             )

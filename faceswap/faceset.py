@@ -45,6 +45,7 @@ class FaceMeta:
     size: int  # side of the crop in pixels when it was written
     detector: str
     probability: float
+    input: int = 0  # number of the input among those extracted together
     version: int = VERSION
 
     def crop_points(self, size: int) -> NDArray[np.float64]:
@@ -63,7 +64,7 @@ class Entry:
     @property
     def key(self) -> str:
         """Names the face whatever its file is called."""
-        return f"{self.meta.source}:{self.meta.frame}:{self.meta.face}"
+        return f"{self.meta.input}:{self.meta.source}:{self.meta.frame}:{self.meta.face}"
 
 
 class Faceset:
@@ -83,7 +84,8 @@ class Faceset:
                 f"{folder}: expected a faceset (a folder of face images); make one with faceswap extract"
             )
         entries, skipped = [], []
-        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "."):
+        images = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
+        for path in sorted(images):
             meta = read_meta(path)
             if meta is None:
                 skipped.append(path)
@@ -92,7 +94,7 @@ class Faceset:
         if not entries:
             found = f"{len(skipped)} images without face metadata" if skipped else "no image"
             raise FacesetError(f"{folder}: expected extracted faces, found {found}; run faceswap extract on them")
-        entries.sort(key=lambda e: (e.meta.source, e.meta.frame, e.meta.face, e.path.name))
+        entries.sort(key=lambda e: (e.meta.input, e.meta.source, e.meta.frame, e.meta.face, e.path.name))
         return cls(folder, entries, skipped)
 
     def __len__(self) -> int:
@@ -121,12 +123,12 @@ def read_image(path: Path, size: int | None = None) -> NDArray[Any]:
 
 
 def read_images(paths: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8] | None]:
-    """The images at `size`, in order, read side by side; None for one that does not decode."""
+    """The images at `size`, in order, read side by side; None for one that does not decode or is gone."""
 
     def read(path: Path) -> NDArray[np.uint8] | None:
         try:
             return read_image(path, size)
-        except FacesetError:
+        except (FacesetError, OSError):
             return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -174,14 +176,28 @@ def _find(file: BinaryIO) -> bytes | None:
 def _find_png(file: BinaryIO) -> bytes | None:
     while len(head := file.read(8)) == 8:
         length, name = struct.unpack(">I4s", head)
-        if name == b"iTXt":
-            body = file.read(length)
-            if body.startswith(KEYWORD + b"\0\0"):
-                return body[len(KEYWORD) + 3 :].split(b"\0", 2)[2]
+        if name in (b"iTXt", b"tEXt", b"zTXt"):
+            keyword, _, body = file.read(length).partition(b"\0")
+            if keyword == KEYWORD:
+                return _png_text(name, body)
             file.seek(4, os.SEEK_CUR)
         else:
             file.seek(length + 4, os.SEEK_CUR)
     return None
+
+
+def _png_text(name: bytes, body: bytes) -> bytes | None:
+    """The text of a chunk behind its keyword, None if it is damaged; see the PNG specification, 11.3.3."""
+    packed = name == b"zTXt"
+    if name == b"iTXt":
+        packed, fields = body[:1] == b"\1", body[2:].split(b"\0", 2)  # language, translated keyword, text
+        body = fields[-1] if len(fields) == 3 else b""
+    elif packed:
+        body = body[1:]
+    try:
+        return zlib.decompress(body) if packed else body
+    except zlib.error:
+        return None
 
 
 def _find_jpeg(file: BinaryIO) -> bytes | None:

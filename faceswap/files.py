@@ -3,6 +3,7 @@
 import glob
 import os
 import platform
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -11,6 +12,15 @@ from pathlib import Path
 
 from faceswap.errors import OutputExistsError
 
+LEFT = re.compile(r"(?P<node>.*)-(?P<process>\d+)\.[0-9a-f]{6}\.(?P<kind>partial|replaced)(\..*)?")
+LONGEST = 100  # characters of a name that a temporary name repeats
+
+
+def shipped(folder: str) -> Path:
+    """`configs` or `pretrained` as they travel with faceswap: inside an installed package, or beside it in a clone."""
+    inside = Path(__file__).parent / "_data" / folder
+    return inside if inside.is_dir() else Path(__file__).parents[1] / folder
+
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise `OutputExistsError` if `path` is there and `overwrite` is false."""
@@ -18,25 +28,36 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise OutputExistsError(f"{path}: exists already; choose another name or add --overwrite")
 
 
-def partial_name(path: Path) -> Path:
+def partial_name(path: Path, kind: str = "partial") -> Path:
     """A hidden name beside `path`, with its suffix, that no other process uses."""
     owner = f"{platform.node()}-{os.getpid()}"
-    return path.with_name(f".{path.stem}.{owner}.{uuid.uuid4().hex[:6]}.partial{path.suffix}")
+    return path.with_name(f".{path.stem[:LONGEST]}.{owner}.{uuid.uuid4().hex[:6]}.{kind}{path.suffix}")
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes of this machine left behind of `path`."""
-    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.partial*"):
-        node, _, process = left.name[len(path.stem) + 2 :].split(".partial")[0].rpartition(".")[0].rpartition("-")
-        if node != platform.node() or not process.isdigit() or _is_alive(int(process)):
+    """Put right what killed processes of this machine left behind of `path`: parts go, a folder that was just
+    being replaced comes back."""
+    stem = path.stem[:LONGEST]
+    for left in path.parent.glob(f".{glob.escape(stem)}.*"):
+        name = LEFT.fullmatch(left.name[len(stem) + 2 :])
+        if name is None or name["node"] != platform.node() or _is_alive(int(name["process"])):
             continue
-        if left.is_dir():
-            shutil.rmtree(left)
+        if name["kind"] == "replaced" and not path.exists():
+            left.replace(path)
         else:
-            left.unlink()
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # there is no harmless way to ask: what was left stays
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -68,9 +89,10 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
     The rename is atomic (POSIX `rename`, Windows `MoveFileEx`): a reader sees the old file or the new, never a part.
     """
-    refuse_existing(path, overwrite)
+    path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
+    refuse_existing(path, overwrite)
     partial = partial_name(path)
     try:
         yield partial
@@ -86,20 +108,32 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Like `whole_file` for a folder: built beside its final place, moved there in one step."""
-    refuse_existing(path, overwrite)
+    path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
+    refuse_existing(path, overwrite)
     partial = partial_name(path)
     partial.mkdir()
     try:
         yield partial
         refuse_existing(path, overwrite)
+        if os.name == "posix":
+            os.sync()  # one call for all the files
         if path.exists():
-            old = partial_name(path)
-            path.replace(old)
-            partial.replace(path)
-            shutil.rmtree(old)
+            _exchange(path, partial)
         else:
             partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(path: Path, fresh: Path) -> None:
+    """`fresh` becomes `path`, and what was there goes. If that fails it comes back; if we are killed `sweep` does it."""
+    old = partial_name(path, "replaced")
+    path.replace(old)
+    try:
+        fresh.replace(path)
+    except BaseException:
+        old.replace(path)
+        raise
+    _remove(old)

@@ -39,7 +39,7 @@ def swap_pair(
     if not (recipe.train.images or recipe.train.minutes):
         console.say(f"training for {DEFAULT_MINUTES:g} minutes; --minutes or --images changes that")
         recipe = recipe.changed(train={"minutes": DEFAULT_MINUTES})
-    recipe = recipe.changed(extract={"max_faces": 1}, merge={"max_faces": 1})
+    recipe = recipe.changed(extract={"max_faces": 1}, merge={"max_faces": 1}).resolved()
     _claim(work, {"source": source, "target": target}, recipe)
     place = resolve(device)
     facesets = {"source": work / "source", "target": work / "target"}

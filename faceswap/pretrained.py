@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-from faceswap import checkpoint
+from faceswap import checkpoint, files
 from faceswap.config import Recipe
 
 
-def folder() -> Path:
-    """Where they are: beside the package in a clone, inside it in an installed wheel."""
-    inside = Path(__file__).parent / "_data" / "pretrained"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "pretrained"
+def bases() -> list[Path]:
+    """The weight files that are there, by name."""
+    return sorted(files.shipped("pretrained").glob("*.safetensors"))
 
 
 def find_base(recipe: Recipe) -> Path | None:
     """The first base of the recipe's architecture, None if there is none."""
-    for path in sorted(folder().glob("*.safetensors")):
+    for path in bases():
         state = checkpoint.read(path)
         if not checkpoint.same_architecture(recipe, state.recipe, state.people[:1], state.people):
             return path

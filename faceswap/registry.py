@@ -17,14 +17,15 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 class Socket:
-    """The parts in the package folder `package`; each module offers `build`, whose arguments the folder defines.
+    """The parts in the package folder `package`, each called a `noun` in messages.
+
+    Each module offers `build`, whose arguments the folder defines.
 
     Dropping `NAME.py` into the folder is all it takes to add the part `NAME`.
     """
 
-    def __init__(self, package: str) -> None:
-        self.package = package
-        self.noun = package.rpartition(".")[2].rstrip("s")
+    def __init__(self, package: str, noun: str) -> None:
+        self.package, self.noun = package, noun
 
     def names(self) -> list[str]:
         """The parts that are there, sorted; nothing is imported to find out."""

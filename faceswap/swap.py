@@ -113,10 +113,13 @@ def detecting(extract: ExtractRecipe, merge: MergeRecipe, device: str) -> FindFa
 def recalling(folder: Path, video: Path) -> FindFaces:
     """Finds in frames the faces that the faceset `folder` holds of `video`: a face deleted there is not swapped."""
     found: dict[int, list[Face]] = {}
-    for entry in Faceset.open(folder).entries:
-        if entry.meta.source == video.name:
-            face = Face(np.array(entry.meta.box, np.float32), np.array(entry.meta.points, np.float32), entry.meta.probability)
-            found.setdefault(entry.meta.frame, []).append(face)
+    entries = [entry for entry in Faceset.open(folder).entries if entry.meta.source == video.name]
+    if len({entry.meta.input for entry in entries}) > 1:
+        raise FacesetError(f"{folder}: holds faces of several files called {video.name}; extract that video alone")
+    for entry in entries:
+        box, points = np.array(entry.meta.box, np.float32), np.array(entry.meta.points, np.float32)
+        face = Face(box, points, entry.meta.probability)
+        found.setdefault(entry.meta.frame, []).append(face)
     if not found:
         raise FacesetError(f"{folder}: holds no face of {video.name}; extract that video, or leave out --faces")
     return lambda frames: ((frame, found.get(frame.index, [])) for frame in frames)

@@ -56,6 +56,7 @@ def train(
     `RecipeError` without a budget, `FacesetError` for unusable facesets, `CheckpointError` if `run` or `base` is of
     another architecture, `TrainingError` if the losses stay not finite or memory runs out.
     """
+    recipe = recipe.resolved()
     if not (recipe.train.images or recipe.train.minutes):
         raise RecipeError("no budget: give --minutes M or --images N (train.minutes, train.images)")
     if (recipe.data.batch // len(people)) % recipe.train.devices or recipe.data.batch < len(people):
@@ -102,7 +103,7 @@ class Trainer:
         fabric.barrier()
         torch.manual_seed(recipe.seed)
         self.raw: FaceModel = checkpoint.new_model(recipe, len(people))
-        self.strategy = strategies.build(recipe.strategy.name, rate=recipe.rate)
+        self.strategy = strategies.build(recipe.strategy.name, rate=recipe.train.rate)
 
     def start(self, base: Path | None) -> None:
         """Take the weights of the run's last state, or of the base, or the fresh ones."""
@@ -294,7 +295,7 @@ class Trainer:
         if setbacks > SETBACKS:
             raise TrainingError(
                 f"{self.run}: {names} not finite {setbacks} times near {at} images; the last good state is kept: "
-                f"lower train.rate (now {self.recipe.rate:g}) or look for damaged faces"
+                f"lower train.rate (now {self.recipe.train.rate:g}) or look for damaged faces"
             )
         state = checkpoint.latest(self.run)
         assert state is not None  # the loop begins with a save

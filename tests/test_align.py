@@ -130,7 +130,6 @@ def test_shrinking_is_low_pass(scale: float) -> None:
     assert cv2.warpAffine(board, matrix, (48, 48), flags=cv2.INTER_LINEAR).std() > 0.1
 
 
-@pytest.mark.xfail(strict=True, reason="uncrop samples without a filter: a crop finer than the frame aliases")
 def test_laying_back_a_finer_crop_is_low_pass() -> None:
     matrix = around((40, 40), 127, 3.3)
     where = align.region(matrix, 256, (80, 80))

@@ -149,14 +149,12 @@ def test_on_a_terminal_a_bar_shows_count_rate_and_note(terminal: io.StringIO, ca
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.xfail(strict=True, reason="the label goes to rich as markup")
 def test_a_bar_shows_its_label_as_it_is(terminal: io.StringIO) -> None:
     with Meter("reading [bold]clip.mp4", 10, "frames"):
         pass
     assert "reading [bold]clip.mp4" in terminal.getvalue()
 
 
-@pytest.mark.xfail(strict=True, reason="rich draws :100: as a picture and doubles a backslash at the end")
 @pytest.mark.parametrize("text", ["clip.mp4:100:0", "C:\\clips\\"])
 def test_a_message_keeps_its_colons_and_backslashes(capsys: Capture, text: str) -> None:
     console.configure(NORMAL)

@@ -202,27 +202,23 @@ def test_an_output_that_came_meanwhile_is_kept(single: Path, tmp_path: Path, mon
     assert names(out) == [] and names(tmp_path) == ["in", "out"]
 
 
-@pytest.mark.xfail(strict=True, reason="the number given to a.mov makes it a-2, which a-2.mp4 is already")
 def test_a_numbered_name_may_be_an_inputs_own(tmp_path: Path) -> None:
     inputs = [photo(tmp_path / name, footage.draw_face()) for name in ("a.png", "a.bmp", "a-2.png")]
     report = extract.extract(inputs, tmp_path / "out", SMALL)
     assert len(Faceset.open(tmp_path / "out")) == report.faces == 3
 
 
-@pytest.mark.xfail(strict=True, reason="the key holds the file's name alone")
 def test_faces_of_two_files_of_one_name_have_two_keys(tmp_path: Path) -> None:
     inputs = [photo(tmp_path / place / "me.png", footage.draw_face()) for place in ("a", "b")]
     extract.extract(inputs, tmp_path / "out", SMALL)
     assert len({entry.key for entry in Faceset.open(tmp_path / "out").entries}) == 2
 
 
-@pytest.mark.xfail(strict=True, raises=FacesetError, reason="the faces are written under hidden names, never read")
 def test_an_input_with_a_hidden_name_gives_visible_faces(tmp_path: Path) -> None:
     extract.extract([photo(tmp_path / ".me.png", footage.draw_face())], tmp_path / "out", SMALL)
     assert len(Faceset.open(tmp_path / "out")) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=NotADirectoryError, reason="an extracted face passes for a faceset")
 def test_overwrite_refuses_a_single_face_in_place_of_a_faceset(single: Path, tmp_path: Path) -> None:
     extract.extract([single], tmp_path / "out", SMALL)
     (face,) = (tmp_path / "out").iterdir()

@@ -11,7 +11,7 @@ from faceswap.align import as_uint8
 from faceswap.registry import Socket
 from faceswap.video import Frame
 
-SOCKET = Socket("faceswap.detectors")
+SOCKET = Socket("faceswap.detectors", "detector")
 
 
 @dataclass(frozen=True)

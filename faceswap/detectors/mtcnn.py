@@ -23,7 +23,7 @@ class Mtcnn:
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
         # MTCNN's image pyramid is empty, and torch.cat of nothing raises, when no face of that size can be inside.
-        if min(images[0].shape[:2]) < self._smallest:
+        if min(images[0].shape[:2]) <= self._smallest:
             return [[] for _ in images]
         found = self._net.detect(np.stack(images), landmarks=True)
         return [self._faces(*per_image) for per_image in zip(*found, strict=True)]

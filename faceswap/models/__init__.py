@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from faceswap.registry import Socket
 
-SOCKET = Socket("faceswap.models")
+SOCKET = Socket("faceswap.models", "model")
 
 
 class FaceModel(nn.Module):

@@ -9,7 +9,7 @@ from faceswap import losses
 from faceswap.batches import Batch
 from faceswap.registry import Socket
 
-SOCKET = Socket("faceswap.strategies")
+SOCKET = Socket("faceswap.strategies", "strategy")
 
 
 class Strategy(Protocol):

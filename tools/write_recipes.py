@@ -1,0 +1,57 @@
+"""Write configs/*.toml: every option of a recipe with its meaning, as faceswap/config.py states them.
+
+Run after a change in config.py; tests/test_recipes.py holds the files against this.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from faceswap import config
+
+ROOT = Path(__file__).parents[1]
+FIELD = re.compile(r"^    (\w+): .*?  # (.*)$", re.MULTILINE)
+SECTION = re.compile(
+    r"^class (\w+)Recipe\(Section\):\n    \"\"\"(.*?)\"\"\"\n(.*?)(?=^class |\Z)", re.MULTILINE | re.DOTALL
+)
+
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "swap_64": ("A pair at 64 px: twenty minutes on two CPU cores.", {}),
+    "swap_96": ("A pair at 96 px, narrow: an hour on two CPU cores.", {"model": {"resolution": 96, "width": 16}}),
+    "swap_128": ("A pair at 128 px: a GPU, or a CPU over night.", {"model": {"resolution": 128}}),
+    "swap_256": ("A pair at 256 px: a GPU.", {"model": {"resolution": 256}, "extract": {"size": 512}}),
+    "pretrain_64": (
+        "A base of many people at 64 px, for swap_64 to start from.",
+        {"data": {"warp": 0.03}, "train": {"ema": 0.9995}},
+    ),
+    "debug": (
+        "Trains in seconds and draws nothing worth seeing: to try the plumbing.",
+        {
+            "extract": {"size": 64, "every": 4},
+            "model": {"resolution": 32, "width": 4, "code": 16},
+            "data": {"batch": 4},
+            "train": {"images": 80, "warmup": 16, "preview_images": 40, "log_images": 8},
+        },
+    ),
+}
+
+
+def text_of(name: str) -> str:
+    """The file of the recipe `name`."""
+    title, change = RECIPES[name]
+    values = config.check(change, name).resolved().model_dump()
+    lines = [f"# {title}", "", f"seed = {values['seed']}  # fixes all that is random"]
+    source = (ROOT / "faceswap" / "config.py").read_text()
+    for section, about, body in SECTION.findall(source):
+        meaning = dict(FIELD.findall(body))
+        lines += ["", f"[{section.lower()}]  # {about.splitlines()[0].lower().rstrip('.')}"]
+        for key, value in values[section.lower()].items():
+            lines.append(f"{tomli_w.dumps({key: value}).strip()}  # {meaning[key]}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    for recipe in RECIPES:
+        (ROOT / "configs" / f"{recipe}.toml").write_text(text_of(recipe))
