@@ -41,14 +41,14 @@ def soften(mask: Image, erode: float, feather: float) -> Image:
 
     It ends inside the crop: the crop's border never shows in the frame.
     """
-    size = len(mask)
+    size, mask = len(mask), mask.copy()
     # The softening reaches outward as far as inward: shrink first by what it will reach.
     shrink = round((erode + feather) * size)
     if shrink:
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * shrink + 1, 2 * shrink + 1))
-        mask = cv2.erode(mask, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
+        mask[:] = cv2.erode(mask, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
     if feather > 0:
-        mask = cv2.GaussianBlur(mask, (0, 0), feather * size, borderType=cv2.BORDER_CONSTANT)
+        mask[:] = cv2.GaussianBlur(mask, (0, 0), feather * size, borderType=cv2.BORDER_CONSTANT)
     inside = np.minimum(np.arange(size), np.arange(size)[::-1])
     fade = np.clip(inside / max(1.0, FADE * feather * size), 0, 1)
     fade = fade**2 * (3 - 2 * fade)

@@ -128,7 +128,7 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _exchange(path: Path, fresh: Path) -> None:
-    """`fresh` becomes `path`, and what was there goes. If that fails it comes back; if we are killed `sweep` does it."""
+    """`fresh` becomes `path`. What was there goes; if that fails it comes back, if we are killed by `sweep`."""
     old = partial_name(path, "replaced")
     path.replace(old)
     try:
