@@ -54,6 +54,7 @@ class State:
     people: list[str]
     tensors: dict[str, Tensor]
     progress: Progress = field(default_factory=Progress)
+    footage: dict[str, str] = field(default_factory=dict)  # person -> the files its faces come from, in words
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors named `prefix`.*, by the rest of their names."""
@@ -69,6 +70,7 @@ def write(path: Path, state: State) -> None:
         "recipe": state.recipe.to_toml(),
         "people": json.dumps(state.people),
         "progress": json.dumps(asdict(state.progress)),
+        "footage": json.dumps(state.footage),
     }
     meta["checksum"] = _checksum(tensors, meta)
     with files.whole_file(path, overwrite=True) as partial:
@@ -93,7 +95,7 @@ def read(path: Path) -> State:
         raise CheckpointError(f"{path}: damaged, the checksum does not match; use another checkpoint")
     recipe = config.check(config.parse(meta["recipe"], str(path)), str(path))
     progress = Progress(**json.loads(meta["progress"]))
-    return State(recipe, json.loads(meta["people"]), tensors, progress)
+    return State(recipe, json.loads(meta["people"]), tensors, progress, json.loads(meta["footage"]))
 
 
 def _checksum(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:

@@ -51,7 +51,7 @@ class DataRecipe(Section):
     """How batches are made from facesets."""
 
     batch: int = Field(0, ge=0)  # faces per step, all people together; 0: by the dial
-    warp: Weight = 0.05  # random warp of the input, standard deviation in units of the side
+    warp: Weight = 0.015  # random warp of the input, standard deviation along x and y in units of the side
     rotation: float = Field(10, ge=0, le=180)  # degrees, both ways
     scale: float = Field(0.12, ge=0, lt=1)  # relative, both ways
     shift: Share = 0.05  # units of the side, both ways

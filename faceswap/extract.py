@@ -56,6 +56,7 @@ def extract(
                     image = align.crop(frame.image, np.array(meta.matrix), recipe.size)
                     write_face(folder / f"{name}_{frame.index:06d}_{rank}.{recipe.format}", image, meta)
                 found.update(frames=1, faces=len(chosen), empty=not chosen)
+            console.detail(f"{path}: {found['faces']} faces, {found['empty']} of {found['frames']} frames without")
             if not found["faces"]:
                 console.warn(f"{path}: no face found in {found['frames']} frames")
             counts.update(found)

@@ -68,6 +68,7 @@ def train(
     fabric = Fabric(**fabric_options(device, recipe.train.devices, recipe.train.precision))
     fabric.launch()
     trainer = Trainer(fabric, recipe, list(people), run, overwrite)
+    trainer.footage = {name: footage([*train, *held]) for name, (train, held) in entries.items()}
     trainer.start(base)
     trainer.read(entries)
     try:
@@ -91,6 +92,12 @@ def _open(folders: Sequence[Path]) -> list[Faceset]:
     return facesets
 
 
+def footage(entries: Sequence[Entry]) -> str:
+    """The files that faces come from, in words."""
+    names = sorted({entry.meta.source for entry in entries})
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 class Trainer:
     """A run in memory: model, average, optimizer and progress, and the loop over them."""
 
@@ -98,11 +105,14 @@ class Trainer:
         self.fabric, self.recipe, self.people, self.run = fabric, recipe, people, run
         self.progress = Progress()
         self.held_out: dict[str, float] = {}
+        self.footage: dict[str, str] = {}
         if fabric.is_global_zero:
             prepare_folder(run, overwrite)
         fabric.barrier()
         torch.manual_seed(recipe.seed)
         self.raw: FaceModel = checkpoint.new_model(recipe, len(people))
+        weights = sum(weight.numel() for weight in self.raw.parameters())
+        console.detail(f"{recipe.model.name}: {weights / 1e6:.2f} M weights on {fabric.device}")
         self.strategy = strategies.build(recipe.strategy.name, rate=recipe.train.rate)
 
     def start(self, base: Path | None) -> None:
@@ -124,6 +134,9 @@ class Trainer:
                     f"{self.run}: {difference}; use the recipe it was made with, another -o, or --overwrite"
                 )
             self.restore(state)
+            for name, before in state.footage.items():
+                if (now := self.footage[name]) != before:
+                    console.warn(f"{self.run}: the {name} now comes from {now}, so far it came from {before}")
             console.say(f"{self.run}: continuing at {self.progress.images} images")
 
     def _adopt(self, base: Path) -> None:
@@ -266,6 +279,7 @@ class Trainer:
             values[f"held_out/{name}/psnr"] = float(losses.psnr(drawn, batch.target, batch.mask).mean())
         self.held_out = values
         images = self.progress.images
+        console.detail(f"at {images} images " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         self.monitor.scalars(images, values)
         self.monitor.preview(images, self.preview())
         loss = sum(v for n, v in values.items() if n.endswith("loss")) / len(self.people)
@@ -313,7 +327,7 @@ class Trainer:
             tensors["random.cpu"] = torch.get_rng_state()
             if self.fabric.device.type == "cuda":
                 tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
-        return State(self.recipe, self.people, tensors, self.progress)
+        return State(self.recipe, self.people, tensors, self.progress, self.footage)
 
     def restore(self, state: State) -> None:
         """Become exactly what was saved."""
@@ -330,6 +344,7 @@ class Trainer:
         self.progress.setbacks = 0  # what is saved is sound
         if self.fabric.is_global_zero:
             checkpoint.save(self.run, self.state(), self.recipe.train.keep)
+            console.detail(f"saved at {self.progress.images} images")
         self._saved = time.monotonic()
         self.fabric.barrier()
 

@@ -200,6 +200,18 @@ def test_a_longer_budget_goes_on_and_a_used_one_does_nothing(
     assert fit(tmp_path / "run", facesets, recipe(train={"images": 120})).images == 120
 
 
+def test_other_faces_than_before_are_said(
+    facesets: dict[str, Path], through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("faceswap.console.warn", said.append)
+    shutil.copytree(through, tmp_path / "run")
+    fit(tmp_path / "run", facesets)
+    assert said == []
+    fit(tmp_path / "run", {"source": facesets["target"], "target": facesets["target"]})
+    assert len(said) == 1 and "the source now comes from target.mp4, so far it came from source.mp4" in said[0]
+
+
 def test_minutes_are_a_budget_too(facesets: dict[str, Path], tmp_path: Path) -> None:
     report = fit(tmp_path / "run", facesets, recipe(train={"images": 0, "minutes": 0.01}))
     assert 0.6 <= report.seconds < 5 and report.images > 0

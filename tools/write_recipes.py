@@ -24,7 +24,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "swap_256": ("A pair at 256 px: a GPU.", {"model": {"resolution": 256}, "extract": {"size": 512}}),
     "pretrain_64": (
         "A base of many people at 64 px, for swap_64 to start from.",
-        {"data": {"warp": 0.03}, "train": {"ema": 0.9995}},
+        {"data": {"warp": 0.01}, "train": {"ema": 0.9995}},
     ),
     "debug": (
         "Trains in seconds and draws nothing worth seeing: to try the plumbing.",
