@@ -1,11 +1,12 @@
 """Facesets to batches. Order and randomness are a function of the seed and of the images seen so far, and of nothing
 else: that is what makes an interrupted run continue exactly."""
 
-import zlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,30 +40,50 @@ class Faces:
     """
 
     def __init__(self, entries: Sequence[Entry], size: int, memory: float, label: str) -> None:
-        self.entries, self.size = list(entries), size
+        self.entries, self.size, self.label = list(entries), size, label
         self._kept: NDArray[np.uint8] | None = None
+        self._damaged: set[Path] = set()
         if len(self.entries) * size * size * 4 <= memory:
-            images = console.track(self._read(self.entries), f"reading {label}", len(self.entries), "faces")
-            found = list(images)
-            self._leave_out([e for e, image in zip(self.entries, found, strict=True) if image is None])
-            good = [image for image in found if image is not None]
-            if not good:
-                raise FacesetError(f"{label}: none of {len(entries)} images decodes; extract the faces again")
-            self._kept = np.stack(good)
+            self._kept = self._keep()
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images and masks (len(rows), R, R, 4) uint8."""
+        """Images and masks (len(rows), R, R, 4) uint8; the next whole image stands in for a damaged one."""
         if self._kept is not None:
             return self._kept[rows]
-        entries = [self.entries[row] for row in rows]
-        images = list(self._read(entries))
-        for entry, image in zip(entries, images, strict=True):
-            if image is None:
-                raise FacesetError(f"{entry.path}: damaged, the image does not decode; delete it and start again")
-        return np.stack([image for image in images if image is not None])
+        found = list(self._read([self.entries[row] for row in rows]))
+        return np.stack([self._instead(row) if face is None else face for row, face in zip(rows, found, strict=True)])
+
+    def _keep(self) -> NDArray[np.uint8]:
+        """All images that decode; the others leave `entries`."""
+        kept = np.empty((len(self.entries), self.size, self.size, 4), np.uint8)
+        good: list[Entry] = []
+        faces = console.track(self._read(self.entries), f"reading {self.label}", len(self.entries), "faces")
+        for entry, face in zip(self.entries, faces, strict=True):
+            if face is not None:
+                kept[len(good)] = face
+                good.append(entry)
+        damaged = [entry.path for entry in self.entries if entry not in good] if len(good) < len(self.entries) else []
+        if damaged:
+            console.warn(f"{len(damaged)} images do not decode and are left out, the first is {damaged[0]}")
+        if not good:
+            raise FacesetError(f"{self.label}: none of {len(damaged)} images decodes; extract the faces again")
+        self.entries = good
+        return kept[: len(good)]
+
+    def _instead(self, row: int) -> NDArray[np.uint8]:
+        """The first image after `row` that decodes; the damaged one is said, once."""
+        path = self.entries[row].path
+        if path not in self._damaged:
+            self._damaged.add(path)
+            console.warn(f"{path}: does not decode; another face stands in for it (delete it, or extract again)")
+        for step in range(1, len(self)):
+            face = next(self._read([self.entries[(row + step) % len(self)]]))
+            if face is not None:
+                return face
+        raise FacesetError(f"{self.label}: none of {len(self)} images decodes; extract the faces again")
 
     def _read(self, entries: Sequence[Entry]) -> Iterator[NDArray[np.uint8] | None]:
         for entry, image in zip(entries, read_images([e.path for e in entries], self.size), strict=True):
@@ -71,11 +92,6 @@ class Faces:
                 continue
             mask = face_mask(entry.meta.crop_points(self.size), self.size, MASK_FEATHER)
             yield np.dstack([image, (mask * 255).round().astype(np.uint8)])
-
-    def _leave_out(self, damaged: Sequence[Entry]) -> None:
-        if damaged:
-            console.warn(f"{len(damaged)} images do not decode and are left out, the first is {damaged[0].path}")
-            self.entries = [e for e in self.entries if e not in damaged]
 
 
 def split(facesets: Sequence[Faceset], holdout: float) -> tuple[list[Entry], list[Entry]]:
@@ -95,7 +111,7 @@ def split(facesets: Sequence[Faceset], holdout: float) -> tuple[list[Entry], lis
 
 
 def _lot(entry: Entry) -> int:
-    return zlib.crc32(entry.key.encode())
+    return int.from_bytes(hashlib.blake2b(entry.key.encode(), digest_size=4).digest(), "big")
 
 
 def batches(
@@ -118,9 +134,12 @@ def batches(
         for step in steps:
             inputs, faces, person = coming.result()
             coming = reader.submit(_read, people, recipe, seed, step, share, rank, world)
-            generator = torch.Generator(device).manual_seed(_mix(seed, step - 1, rank))
-            seen, pixels, who = (torch.from_numpy(array).to(device) for array in (inputs, faces, person))
-            yield Batch(*augment.augment(seen, pixels, recipe, generator), who)
+            # Metal lacks the bicubic sampling with repeated border of older torch releases: move on the CPU there.
+            place = torch.device("cpu") if device.type == "mps" else device
+            generator = torch.Generator(place).manual_seed(_mix(seed, step - 1, rank))
+            seen, pixels = (torch.from_numpy(array).to(place) for array in (inputs, faces))
+            input_, target, mask = (image.to(device) for image in augment.augment(seen, pixels, recipe, generator))
+            yield Batch(input_, target, mask, torch.from_numpy(person).to(device))
 
 
 def _read(

@@ -60,7 +60,8 @@ def soften(mask: Image, erode: float, feather: float) -> Image:
 def paste(image: NDArray[Any], face: Image, mask: Image, matrix: align.Matrix, blend: Blend) -> NDArray[Any]:
     """A copy of the frame `image` (H, W, 3) uint8 RGB with the crop `face` (S, S, 3) laid in through `mask` (S, S).
 
-    Only the part that the crop covers is touched; pixels under mask 0 keep their value bit for bit.
+    Only the part that the crop covers is touched; pixels under mask 0 keep their value bit for bit. `image` itself
+    comes back if the mask shows nothing inside the frame.
     """
     where = align.region(matrix, len(face), image.shape)
     if where is None:
@@ -68,6 +69,8 @@ def paste(image: NDArray[Any], face: Image, mask: Image, matrix: align.Matrix, b
     x0, y0, x1, y1 = where
     part = image[y0:y1, x0:x1]
     spread = np.clip(align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT), 0, 1).astype(np.float32)
+    if not spread.any():
+        return image
     drawn = np.clip(align.uncrop(face, matrix, where), 0, 1)  # cubic weights overshoot
     mixed = blend(part.astype(np.float32) / np.float32(255), drawn, spread)
     result = image.copy()

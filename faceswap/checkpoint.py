@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from faceswap import config, console, files, models
@@ -74,8 +74,7 @@ def write(path: Path, state: State) -> None:
     }
     meta["checksum"] = _checksum(tensors, meta)
     with files.whole_file(path, overwrite=True) as partial:
-        save_file(tensors, partial, meta)
-        files.share(partial)
+        partial.write_bytes(save_tensors(tensors, meta))
 
 
 def read(path: Path) -> State:
@@ -95,7 +94,7 @@ def read(path: Path) -> State:
         raise CheckpointError(f"{path}: damaged, the checksum does not match; use another checkpoint")
     recipe = config.check(config.parse(meta["recipe"], str(path)), str(path))
     progress = Progress(**json.loads(meta["progress"]))
-    return State(recipe, json.loads(meta["people"]), tensors, progress, json.loads(meta["footage"]))
+    return State(recipe, json.loads(meta["people"]), tensors, progress, json.loads(meta.get("footage", "{}")))
 
 
 def _checksum(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
@@ -184,10 +183,14 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
     """The inverse of `pack_optimizer`; the groups' options stay the optimizer's own."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in packed.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
+        like = weights[int(index)]
+        # A moment takes its weight's memory format, and no tensor stays tied to the file it was read from.
+        own = torch.empty_like(like, device="cpu").copy_(tensor) if tensor.shape == like.shape else tensor.clone()
+        state.setdefault(int(index), {})[name] = own.detach()
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 

@@ -269,6 +269,7 @@ def merge(
     from faceswap.devices import resolve
     from faceswap.video import probe
 
+    files.refuse_same(out, [video])
     files.refuse_existing(out, overwrite)
     probe(video)
     place = resolve(device)
@@ -326,7 +327,7 @@ def doctor(recipe: Recipe, device: str, as_json: bool) -> None:
     """
     from faceswap.doctor import examine
 
-    findings = examine()
+    findings = examine(device)
     lines = [
         f"{'ok' if f.ok else 'MISSING':8}{f.name:18}{f.value}" + (f"  ({f.remedy})" if f.remedy else "")
         for f in findings

@@ -43,7 +43,7 @@ def fabric_options(name: str, devices: int, precision: str) -> dict[str, Any]:
     """
     device = resolve(name)
     if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16-mixed" if fast else "32-true"
     places: Any = devices
     if device.type == "cuda":

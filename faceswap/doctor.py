@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from faceswap.errors import FaceswapError
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -34,12 +36,12 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
+def examine(device: str = "auto") -> list[Finding]:
     """Versions, device and each station of the flow tried for real."""
     python = Finding("python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or newer")
     findings = [python, *(_package(name) for name in PACKAGES)]
     if all(finding.ok for finding in findings):
-        findings += [_device(), _detector(), _encoder(), _base()]
+        findings += [_device(device), _detector(), _encoder(), _base()]
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     findings.append(Finding("disk", free > ROOM, f"{free:.0f} GB free here", f"free {ROOM} GB or work elsewhere"))
     return findings
@@ -52,17 +54,24 @@ def _package(name: str) -> Finding:
         return Finding(name, False, "missing", "pip install faceswap again in this environment")
 
 
-def _device() -> Finding:
-    import torch
+def _device(name: str) -> Finding:
+    """The device that `--device name` takes, and whether a small network runs on it."""
+    try:
+        import torch
 
-    if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "float32"
-        return Finding("device", True, f"cuda: {', '.join(cards)}; {precision}")
-    if torch.backends.mps.is_available():
+        from faceswap.devices import resolve
+
+        device = resolve(name)
+        torch.nn.Conv2d(3, 4, 3).to(device)(torch.zeros(1, 3, 8, 8, device=device)).sum().backward()
+    except (ImportError, OSError, RuntimeError, FaceswapError) as error:
+        return Finding("device", False, f"{name}: {error}", "a driver and a torch build that fit, or --device cpu")
+    if device.type == "cuda":
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return Finding("device", True, f"{device}: {torch.cuda.get_device_name(device)}; {precision}")
+    if device.type == "mps":
         return Finding("device", True, "mps; float32")
-    threads = torch.get_num_threads()
     remedy = "fine for small models; for more, a CUDA card with a driver that torch finds (nvidia-smi)"
+    threads = torch.get_num_threads()
     return Finding("device", True, f"cpu, {threads} threads of {os.cpu_count()} cores; float32", remedy)
 
 

@@ -44,6 +44,8 @@ def extract(
     if out.exists():
         _refuse_foreign(out)
     names = _names(inputs)
+    for path in inputs:
+        frame_count(path)  # a wrong name is said before the work begins
     detector = detectors.build(recipe.detector, threshold=recipe.threshold, min_size=recipe.min_size, device=device)
     started, counts = time.monotonic(), Counter[str]()
     with files.whole_folder(out, overwrite=overwrite) as folder:
@@ -106,7 +108,8 @@ def _meta(number: int, frame: Frame, rank: int, face: Face, recipe: ExtractRecip
 
 def _refuse_foreign(out: Path) -> None:
     """`OutputExistsError` if replacing `out` would destroy anything that is not an extracted face."""
-    for path in sorted(out.iterdir()) if out.is_dir() else [out]:
+    litter = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of file browsers
+    for path in sorted(p for p in out.iterdir() if p.name not in litter) if out.is_dir() else [out]:
         if not out.is_dir() or path.is_dir() or path.suffix.lower() not in SUFFIXES or read_meta(path) is None:
             raise OutputExistsError(
                 f"{out}: --overwrite replaces facesets only, {path.name} is no extracted face; choose another -o"

@@ -25,6 +25,7 @@ from faceswap.errors import FacesetError
 VERSION = 1
 KEYWORD = b"faceswap"
 SUFFIXES = (".png", ".jpg", ".jpeg")
+AT_ONCE = 256  # images that wait to be read
 PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
 
@@ -115,7 +116,10 @@ def write_face(path: Path, image: NDArray[Any], meta: FaceMeta, *, quality: int 
 def read_image(path: Path, size: int | None = None) -> NDArray[Any]:
     """The image (S, S, 3) RGB in its own depth, or uint8 at `size`; `FacesetError` if it cannot be decoded."""
     coded = np.frombuffer(path.read_bytes(), np.uint8)
-    image = cv2.imdecode(coded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if coded.size else None
+    try:
+        image = cv2.imdecode(coded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if coded.size else None
+    except cv2.error:  # an absurd size in a damaged header
+        image = None
     if image is None:
         raise FacesetError(f"{path}: damaged, the image does not decode; delete it or extract again")
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -132,7 +136,8 @@ def read_images(paths: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8] 
             return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(read, paths)
+        for start in range(0, len(paths), AT_ONCE):  # so that Ctrl-C waits for these only
+            yield from pool.map(read, paths[start : start + AT_ONCE])
 
 
 def read_meta(path: Path) -> FaceMeta | None:

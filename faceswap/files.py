@@ -6,13 +6,13 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from faceswap.errors import OutputExistsError
+from faceswap.errors import OutputExistsError, UsageError
 
-LEFT = re.compile(r"(?P<node>.*)-(?P<process>\d+)\.[0-9a-f]{6}\.(?P<kind>partial|replaced)(\..*)?")
+LEFT = re.compile(r"\.(?P<stem>.*)\.(?P<node>[^.]*)-(?P<process>\d+)\.[0-9a-f]{6}\.(?P<kind>partial|replaced)(\..*)?")
 LONGEST = 100  # characters of a name that a temporary name repeats
 
 
@@ -28,23 +28,43 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise OutputExistsError(f"{path}: exists already; choose another name or add --overwrite")
 
 
+def refuse_same(path: Path, inputs: Iterable[Path]) -> None:
+    """`UsageError` if `path` is one of the files that the work reads."""
+    if path.resolve() in {given.resolve() for given in inputs}:
+        raise UsageError(f"{path}: is the footage itself, which is never overwritten; choose another -o")
+
+
+def node() -> str:
+    """This machine's name, as it stands in temporary names."""
+    return platform.node().replace(".", "_")
+
+
 def partial_name(path: Path, kind: str = "partial") -> Path:
     """A hidden name beside `path`, with its suffix, that no other process uses."""
-    owner = f"{platform.node()}-{os.getpid()}"
+    owner = f"{node()}-{os.getpid()}"
     return path.with_name(f".{path.stem[:LONGEST]}.{owner}.{uuid.uuid4().hex[:6]}.{kind}{path.suffix}")
 
 
 def sweep(path: Path) -> None:
     """Put right what killed processes of this machine left behind of `path`: parts go, a folder that was just
     being replaced comes back."""
-    stem = path.stem[:LONGEST]
-    for left in path.parent.glob(f".{glob.escape(stem)}.*"):
-        name = LEFT.fullmatch(left.name[len(stem) + 2 :])
-        if name is None or name["node"] != platform.node() or _is_alive(int(name["process"])):
+    for left in path.parent.glob(f".{glob.escape(path.stem[:LONGEST])}.*"):
+        name = LEFT.fullmatch(left.name)
+        if name is None or name["stem"] != path.stem[:LONGEST]:
+            continue
+        if name["node"] != node() or _is_alive(int(name["process"])):
             continue
         if name["kind"] == "replaced" and not path.exists():
             left.replace(path)
         else:
+            _remove(left)
+
+
+def sweep_inside(folder: Path) -> None:
+    """Remove the parts of files that killed processes of this machine left behind in `folder`."""
+    for left in folder.glob(".*.partial*"):
+        name = LEFT.fullmatch(left.name)
+        if name is not None and name["node"] == node() and not _is_alive(int(name["process"])):
             _remove(left)
 
 
@@ -67,16 +87,9 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def share(path: Path) -> None:
-    """Give a file the permissions that new files have here: some libraries write for the owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
 def sync(path: Path) -> None:
     """Force a file's or a folder's content to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -34,6 +34,7 @@ def swap_pair(
     overwrite: bool = False,  # of `out`; the work folder is always gone on from
 ) -> Report:
     """Swap the largest face of `source` onto the largest face in each frame of `target`."""
+    files.refuse_same(out, [source, target])
     files.refuse_existing(out, overwrite)
     work = work or out.with_suffix(".faceswap")
     if not (recipe.train.images or recipe.train.minutes):
@@ -43,37 +44,32 @@ def swap_pair(
     _claim(work, {"source": source, "target": target}, recipe)
     place = resolve(device)
     facesets = {"source": work / "source", "target": work / "target"}
-    for path, faceset in zip((source, target), facesets.values(), strict=True):
+    for (name, faceset), path in zip(facesets.items(), (source, target), strict=True):
         if faceset.exists():
             console.say(f"{faceset}: extracted already")
             continue
         # Every frame of the target is needed later: merging reuses what was found.
-        how = recipe.extract if path == source else recipe.extract.model_copy(update={"every": 1})
+        how = recipe.extract if name == "source" else recipe.extract.model_copy(update={"every": 1})
         extract.extract([path], faceset, how, device=str(place))
-    training = train.train(
-        recipe,
-        {name: [path] for name, path in facesets.items()},
-        work / "run",
-        device=device,
-        base=_base(recipe),
-    )
+    people, run = {name: [faceset] for name, faceset in facesets.items()}, work / "run"
+    training = train.train(recipe, people, run, device=device, base=_base(recipe, run))
     if training.reason == "interrupted":
         return Report(work, training, None)
-    swapper = swap.Swapper(work / "run", recipe.merge, place)
+    swapper = swap.Swapper(run, recipe.merge, place)
     find_faces = swap.recalling(facesets["target"], target)
     return Report(work, training, swap.swap_video(target, out, swapper, find_faces, overwrite=overwrite))
 
 
-def _base(recipe: Recipe) -> Path | None:
+def _base(recipe: Recipe, run: Path) -> Path | None:
     base = pretrained.find_base(recipe)
-    if base is None:
+    if base is None and not run.exists():
         console.say(f"no base for {recipe.model.name} at {recipe.model.resolution} px in pretrained/: from scratch")
     return base
 
 
 def _claim(work: Path, videos: dict[str, Path], recipe: Recipe) -> None:
     """Make the work folder, or check that it was made from the same videos with the same extraction."""
-    made_from: dict[str, Any] = {"extract": recipe.extract.model_dump()}
+    made_from: dict[str, Any] = {"extract": recipe.extract.model_dump(exclude={"batch"})}
     for name, path in videos.items():
         probe(path)
         facts = path.stat()
@@ -86,10 +82,9 @@ def _claim(work: Path, videos: dict[str, Path], recipe: Recipe) -> None:
             raise CheckpointError(f"{note}: damaged; choose another --work or delete the folder {work}") from None
         changed = [name for name, value in made_from.items() if known.get(name) != value]
         if changed:
-            raise UsageError(
-                f"{work}: made from another {' and '.join(changed)}; choose another --work, or delete that folder"
-            )
-    elif work.exists() and any(work.iterdir()):
+            what = " and another ".join(changed)
+            raise UsageError(f"{work}: made from another {what}; choose another --work, or delete that folder")
+    elif work.exists() and any(path.name[0] != "." for path in work.iterdir()):
         raise UsageError(f"{work}: expected a work folder of faceswap swap, found other files; choose another --work")
     with files.whole_file(note, overwrite=True) as partial:
         partial.write_text(json.dumps(made_from, indent=1))

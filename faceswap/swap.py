@@ -1,7 +1,7 @@
 """Frame to frame, video to video: draw the target's faces as the source and put them back."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,41 +61,42 @@ class Swapper:
         yield from self._swap(waiting)
 
     def _swap(self, detected: list[Detected]) -> Iterator[tuple[Frame, int]]:
-        """The faces of several frames are drawn in one batch."""
-        places = [
-            (frame, align.crop_matrix(face.points, self.size), face) for frame, faces in detected for face in faces
-        ]
-        crops = [align.crop(frame.image, matrix, self.size) for frame, matrix, _ in places]
-        drawn = iter(self.draw(np.stack(crops)) if crops else ())
-        crop, place = iter(crops), iter(places)
+        """The faces of several frames are drawn together."""
+        places = [align.crop_matrix(face.points, self.size) for _, faces in detected for face in faces]
+        owners = [frame for frame, faces in detected for _ in faces]
+        crops = [align.crop(frame.image, matrix, self.size) for frame, matrix in zip(owners, places, strict=True)]
+        drawn = zip(crops, self.draw(crops), places, strict=True)
         for frame, faces in detected:
-            image = frame.image
-            for _ in faces:
-                (face, mask), (_, matrix, found) = next(drawn), next(place)
-                image = self.merge(image, next(crop), face, mask, matrix, found)
-            yield (frame.with_image(image) if faces else frame), len(faces)
+            image, replaced = frame.image, 0
+            for found in faces:
+                crop, (face, mask), matrix = next(drawn)
+                before, image = image, self.merge(image, crop, face, mask, matrix, found)
+                replaced += image is not before
+            yield (frame.with_image(image) if replaced else frame), replaced
 
     @torch.inference_mode()
-    def draw(self, crops: NDArray[np.uint8]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Canonical crops (N, R, R, 3) uint8 RGB as faces of the source: (R, R, 3) and mask (R, R), float32 [0, 1]."""
-        pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        person = torch.full((len(crops),), SOURCE, dtype=torch.int64, device=self.device)
-        faces, masks = self.model(pixels, person)
-        faces, masks = faces.permute(0, 2, 3, 1).cpu().numpy(), masks[:, 0].cpu().numpy()
-        return list(zip(faces, masks, strict=True))
+    def draw(self, crops: Sequence[NDArray[Any]]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Canonical crops (R, R, 3) uint8 RGB as faces of the source: (R, R, 3) and mask (R, R), float32 [0, 1]."""
+        for start in range(0, len(crops), self.recipe.batch):
+            stacked = np.stack(crops[start : start + self.recipe.batch])
+            pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+            person = torch.full((len(stacked),), SOURCE, dtype=torch.int64, device=self.device)
+            faces, masks = self.model(pixels, person)
+            yield from zip(faces.permute(0, 2, 3, 1).cpu().numpy(), masks[:, 0].cpu().numpy(), strict=True)
 
     def merge(
         self,
-        image: NDArray[Any],
-        crop: NDArray[np.uint8],
-        face: NDArray[np.float32],
-        mask: NDArray[np.float32],
-        matrix: align.Matrix,
+        image: NDArray[Any],  # frame (H, W, 3) uint8 RGB
+        crop: NDArray[Any],  # the target's face (R, R, 3) uint8 RGB, cut out of it
+        face: NDArray[np.float32],  # the source's face (R, R, 3) RGB [0, 1], drawn from the crop
+        mask: NDArray[np.float32],  # (R, R) [0, 1], as drawn
+        matrix: align.Matrix,  # (2, 3), frame to crop
         found: Face,
     ) -> NDArray[Any]:
         """The frame with one drawn face coloured like the footage and laid in.
 
         The mask is the network's, bounded by that of the landmarks: a network that errs cannot paint the background.
+        `image` itself comes back if nothing of the face shows.
         """
         bound = face_mask(align.apply(matrix, found.points), self.size)
         mask = np.minimum(mask, bound)

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from faceswap import checkpoint, console, files, losses, strategies
@@ -59,24 +61,31 @@ def train(
     recipe = recipe.resolved()
     if not (recipe.train.images or recipe.train.minutes):
         raise RecipeError("no budget: give --minutes M or --images N (train.minutes, train.images)")
-    if (recipe.data.batch // len(people)) % recipe.train.devices or recipe.data.batch < len(people):
+    if recipe.data.batch % (len(people) * recipe.train.devices):
         raise RecipeError(
             f"data.batch = {recipe.data.batch}: expected a multiple of {len(people) * recipe.train.devices} "
             f"(people x devices)"
         )
     entries = {name: split(_open(folders), recipe.data.holdout) for name, folders in people.items()}
+    check_folder(run)
+    state = None if overwrite else checkpoint.latest(run)
+    origin = open_base(base, recipe) if base is not None and state is None else None
     fabric = Fabric(**fabric_options(device, recipe.train.devices, recipe.train.precision))
     fabric.launch()
-    trainer = Trainer(fabric, recipe, list(people), run, overwrite)
-    trainer.footage = {name: footage([*train, *held]) for name, (train, held) in entries.items()}
-    trainer.start(base)
-    trainer.read(entries)
     try:
-        return trainer.loop()
+        trainer = Trainer(fabric, recipe, list(people), run)
+        trainer.footage = {name: footage([*train, *held]) for name, (train, held) in entries.items()}
+        trainer.start(state, origin)
+        trainer.read(entries)
+        try:
+            return trainer.loop()
+        finally:
+            if trainer.monitor is not None:
+                trainer.monitor.close()
     except torch.OutOfMemoryError:
         raise TrainingError(
             f"out of memory on {fabric.device}: lower data.batch (now {recipe.data.batch}), model.resolution "
-            f"({recipe.model.resolution}) or model.width ({recipe.model.width}), or set data.memory_gb lower"
+            f"({recipe.model.resolution}) or model.width ({recipe.model.width})"
         ) from None
 
 
@@ -98,28 +107,39 @@ def footage(entries: Sequence[Entry]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def open_base(base: Path, recipe: Recipe) -> State:
+    """A base that fits the recipe; `CheckpointError` with the remedy if it does not."""
+    origin = checkpoint.read(checkpoint.find(base))
+    if len(origin.people) > 1:
+        known = ", ".join(origin.people)
+        raise CheckpointError(f"{base}: knows {known}; expected a base of faceswap pretrain, which knows one person")
+    difference = checkpoint.same_architecture(recipe, origin.recipe, origin.people, origin.people)
+    if difference:
+        shape = " ".join(f"--set model.{key}={value}" for key, value in origin.recipe.model.model_dump().items())
+        raise CheckpointError(f"{base}: {difference}; use another base, or its shape: {shape}")
+    return origin
+
+
 class Trainer:
     """A run in memory: model, average, optimizer and progress, and the loop over them."""
 
-    def __init__(self, fabric: Fabric, recipe: Recipe, people: list[str], run: Path, overwrite: bool) -> None:
+    def __init__(self, fabric: Fabric, recipe: Recipe, people: list[str], run: Path) -> None:
         self.fabric, self.recipe, self.people, self.run = fabric, recipe, people, run
         self.progress = Progress()
         self.held_out: dict[str, float] = {}
+        self.monitor: Monitor | None = None  # of the first process alone
         self.footage: dict[str, str] = {}
-        if fabric.is_global_zero:
-            prepare_folder(run, overwrite)
-        fabric.barrier()
         torch.manual_seed(recipe.seed)
         self.raw: FaceModel = checkpoint.new_model(recipe, len(people))
         weights = sum(weight.numel() for weight in self.raw.parameters())
         console.detail(f"{recipe.model.name}: {weights / 1e6:.2f} M weights on {fabric.device}")
         self.strategy = strategies.build(recipe.strategy.name, rate=recipe.train.rate)
 
-    def start(self, base: Path | None) -> None:
-        """Take the weights of the run's last state, or of the base, or the fresh ones."""
-        state = checkpoint.latest(self.run)
-        if state is None and base is not None:
-            self._adopt(base)
+    def start(self, state: State | None, base: State | None) -> None:
+        """Take the weights of the run's last state, or else of the base, or else the fresh ones."""
+        if base is not None:
+            self.raw.load_base(base.part("ema"))
+            console.say(f"starting from a base of {base.progress.images} images")
         groups = self.strategy.prepare(self.raw)
         for group in groups:
             group["base_lr"] = group["lr"]
@@ -131,7 +151,7 @@ class Trainer:
             difference = checkpoint.same_architecture(self.recipe, state.recipe, self.people, state.people)
             if difference:
                 raise CheckpointError(
-                    f"{self.run}: {difference}; use the recipe it was made with, another -o, or --overwrite"
+                    f"{self.run}: {difference}; use its recipe, or another run folder (-o; of swap: --work)"
                 )
             self.restore(state)
             for name, before in state.footage.items():
@@ -139,32 +159,24 @@ class Trainer:
                     console.warn(f"{self.run}: the {name} now comes from {now}, so far it came from {before}")
             console.say(f"{self.run}: continuing at {self.progress.images} images")
 
-    def _adopt(self, base: Path) -> None:
-        origin = checkpoint.read(checkpoint.find(base))
-        one = origin.people[:1]
-        difference = checkpoint.same_architecture(self.recipe, origin.recipe, one, origin.people)
-        if difference:
-            raise CheckpointError(f"{base}: {difference}; set the recipe to the base's model, or use another base")
-        self.raw.load_base(origin.part("ema"))
-        console.say(f"starting from the base {base} ({origin.progress.images} images)")
-
     def read(self, people: Mapping[str, tuple[list[Entry], list[Entry]]]) -> None:
         """Read the images to train on and those held out."""
         size, memory = self.recipe.model.resolution, self.recipe.data.memory_gb * 2**30 / len(people)
         self.faces, self.held = [], []
         for name, (kept, held) in people.items():
             self.faces.append(Faces(kept, size, memory, name))
-            self.held.append(Faces(held[:: max(1, len(held) // MEASURED_FACES)], size, memory, f"{name}, held out"))
-        if self.fabric.is_global_zero:
-            with files.whole_file(self.run / "recipe.toml", overwrite=True) as partial:
-                partial.write_text(self.recipe.to_toml())
+            self.held.append(Faces(held[:MEASURED_FACES], size, memory, f"{name}, held out"))
 
     def loop(self) -> Report:
         """Train until the budget is used or somebody asks to stop; the last state is always saved."""
         train, progress = self.recipe.train, self.progress
-        self.monitor = Monitor(self.run, progress.images) if self.fabric.is_global_zero else None
         self._saved, first, began = time.monotonic(), progress.images, progress.seconds
-        if not progress.images:
+        if self.fabric.is_global_zero:
+            clear_folder(self.run, everything=not progress.steps)
+            with files.whole_file(self.run / "recipe.toml", overwrite=True) as partial:
+                partial.write_text(self.recipe.to_toml())
+            self.monitor = Monitor(self.run, progress.images)
+        if not progress.steps:
             self.save()  # somewhere to go back to
         label = "training" if len(self.people) > 1 else "pretraining"
         stopped = False
@@ -172,6 +184,8 @@ class Trainer:
             meter.start_at(progress.images)
             while not self.done() and not stopped:
                 for values in self.session():
+                    if not train.images and self.progress.seconds:
+                        meter.total = self.progress.images * 60 * train.minutes / self.progress.seconds
                     meter.note = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
                     meter.advance(self.progress.images - meter.done)
                     stopped = self._agree(asked())
@@ -180,8 +194,6 @@ class Trainer:
         if not stopped:
             self.measure()
         self.save()
-        if self.monitor is not None:
-            self.monitor.close()
         seconds = self.progress.seconds - began
         rate = (self.progress.images - first) / seconds if seconds else 0.0
         if not self.fabric.is_global_zero:
@@ -193,23 +205,24 @@ class Trainer:
         """Steps from where progress stands, until a setback; gives the losses now and then."""
         data, progress, fabric = self.recipe.data, self.progress, self.fabric
         here = (fabric.global_rank, fabric.world_size)
+        started = time.monotonic()
         for batch in batches(self.faces, data, self.recipe.seed, progress.images, fabric.device, *here):
-            started, before = time.monotonic(), progress.images
-            found = self.step(batch)
+            before, found = progress.images, self.step(batch)
             bad = [name for name, value in found.items() if not math.isfinite(value)]
-            if bad:
-                self.set_back(bad)
+            if self._agree(bool(bad)):
+                self.set_back(bad or ["a loss of another process"])
                 return
             progress.images += len(batch.person) * fabric.world_size
             progress.steps += 1
-            progress.seconds += time.monotonic() - started
+            progress.seconds += self._common(time.monotonic() - started)
             self._now_and_then(before, found)
             yield found
+            started = time.monotonic()
 
     def step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; gives the losses, their sum `loss` and the gradient's norm `gradient`.
 
-        If one of these is not finite nothing is changed.
+        If the gradient is not finite nothing is changed.
         """
         rate = self.recipe.train
         factor = schedule(self.progress, self.recipe) * self.progress.rate_scale
@@ -251,12 +264,16 @@ class Trainer:
         if passed(train.save_images) or self._agree(time.monotonic() - self._saved > 60 * train.save_minutes):
             self.save()
 
+    def _common(self, value: float) -> float:
+        """The mean of a number over all processes: what hangs on it must be the same for all."""
+        if self.fabric.world_size == 1:
+            return value
+        mine = torch.tensor(value, dtype=torch.float32, device=self.fabric.device)
+        return float(cast(Tensor, self.fabric.all_reduce(mine, reduce_op="mean")))
+
     def _agree(self, wish: bool) -> bool:
         """Whether any process wishes so: all must save and stop at the same step."""
-        if self.fabric.world_size == 1:
-            return wish
-        vote = torch.tensor(float(wish), device=self.fabric.device)
-        return bool(cast(Tensor, self.fabric.all_reduce(vote, reduce_op="sum")) > 0)
+        return self._common(float(wish)) > 0
 
     def done(self) -> bool:
         train = self.recipe.train
@@ -271,12 +288,8 @@ class Trainer:
             return
         values: dict[str, float] = {}
         for index, (name, faces) in enumerate(zip(self.people, self.held, strict=True)):
-            batch = still(faces, range(min(len(faces), MEASURED_FACES)), index, self.fabric.device)
-            drawn, mask = self.average(batch.input, batch.person)
-            weights = self.recipe.loss.model_dump()
-            found = losses.reconstruction(drawn, mask, batch.target, batch.mask, weights)
-            values[f"held_out/{name}/loss"] = float(sum(v.mean() for v in found.values()))
-            values[f"held_out/{name}/psnr"] = float(losses.psnr(drawn, batch.target, batch.mask).mean())
+            found = [self._measured(still(faces, [row], index, self.fabric.device)) for row in range(len(faces))]
+            values[f"held_out/{name}/loss"], values[f"held_out/{name}/psnr"] = np.mean(found, 0).tolist()
         self.held_out = values
         images = self.progress.images
         console.detail(f"at {images} images " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
@@ -287,8 +300,15 @@ class Trainer:
             self.progress.best = loss
             checkpoint.write(self.run / "best.safetensors", self.state(averaged_only=True))
 
-    def preview(self) -> Any:
-        """The sheet of the same held-out faces: each person, drawn as itself, and the target as the source."""
+    def _measured(self, batch: Batch) -> tuple[float, float]:
+        """Mean loss and PSNR (dB, inside the face) of a batch drawn by the averaged weights."""
+        drawn, mask = self.average(batch.input, batch.person)
+        found = losses.reconstruction(drawn, mask, batch.target, batch.mask, self.recipe.loss.model_dump())
+        total = torch.stack(list(found.values())).sum(0)
+        return float(total.mean()), float(losses.psnr(drawn, batch.target, batch.mask).mean())
+
+    def preview(self) -> NDArray[np.uint8]:
+        """The sheet (H, W, 3) uint8 RGB of the same held-out faces: each person, drawn as itself, target as source."""
         columns: list[Tensor] = []
         titles: list[str] = []
         rows = min(PREVIEW_FACES, *(len(faces) for faces in self.held))
@@ -314,6 +334,9 @@ class Trainer:
         state = checkpoint.latest(self.run)
         assert state is not None  # the loop begins with a save
         self.restore(state)
+        if self.monitor is not None:
+            self.monitor.close()
+            self.monitor = Monitor(self.run, self.progress.images)
         self.progress.rate_scale, self.progress.setbacks = scale, setbacks
         console.warn(
             f"{names} not finite at {at} images: back to {self.progress.images}, rate at {scale:g} of the recipe's"
@@ -362,19 +385,29 @@ def schedule(progress: Progress, recipe: Recipe) -> float:
     return factor
 
 
-def prepare_folder(run: Path, overwrite: bool) -> None:
-    """Make the run's folder. An older run in it is continued, or with `overwrite` thrown away; anything else stays."""
+def _ours(run: Path) -> list[Path]:
+    """What a run consists of, as far as it is there."""
+    names = ("recipe.toml", "metrics.jsonl", "best.safetensors", "events.out.tfevents.*", "previews/latest.png")
+    found = [path for name in names for path in run.glob(name)]
+    return [*found, *run.glob("previews/" + "[0-9]" * 9 + ".png"), *checkpoint.states(run)]
+
+
+def check_folder(run: Path) -> None:
+    """`CheckpointError` if `run` is neither a run nor empty: what lies there is not ours to touch."""
     if run.exists() and not run.is_dir():
         raise CheckpointError(f"{run}: a file; expected a folder for the run; choose another -o")
-    ours = [run / "recipe.toml", run / "metrics.jsonl", run / "best.safetensors", *checkpoint.states(run)]
-    ours += [*run.glob("previews/*.png"), *run.glob("events.out.tfevents.*")]
-    others = [p for p in run.iterdir() if p not in ours and p.name != "previews"] if run.is_dir() else []
-    if others and not checkpoint.states(run):
-        raise CheckpointError(f"{run}: expected a run or an empty folder, found {others[0].name}; choose another -o")
-    if overwrite:
-        for path in ours:
-            path.unlink(missing_ok=True)
+    known = _ours(run)
+    for path in run.iterdir() if run.is_dir() and not checkpoint.states(run) else ():
+        if path not in known and path.name != "previews" and path.name[0] != ".":
+            raise CheckpointError(f"{run}: expected a run or an empty folder, found {path.name}; choose another -o")
+
+
+def clear_folder(run: Path, everything: bool) -> None:
+    """Make the folder of a run; remove what killed processes left in it, or all of an older run."""
     run.mkdir(parents=True, exist_ok=True)
+    files.sweep_inside(run)
+    for path in _ours(run) if everything else ():
+        path.unlink()
 
 
 @contextmanager

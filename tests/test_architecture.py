@@ -49,7 +49,7 @@ SEES = {
     "provenance": set(),
     "swap": {"align", "blend", "checkpoint", "color", "config", "detectors", "faceset", "masks", "provenance", "video"},
     "pair": {"config", "devices", "extract", "pretrained", "swap", "train", "video"},
-    "doctor": {"detectors", "pretrained"},
+    "doctor": {"detectors", "devices", "pretrained"},
     "cli": {"config", "devices", "doctor", "extract", "pair", "swap", "train", "video"},
     "__main__": {"cli"},
 }

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -80,6 +81,17 @@ def test_held_out_faces_stay_held_out_when_others_are_deleted(facesets: dict[str
     assert len(fewer) == len(train) - 3
 
 
+def test_about_the_share_asked_for_is_held_out(facesets: dict[str, Path]) -> None:
+    faceset = Faceset.open(facesets["source"])
+    first = faceset.entries[0]
+    faceset.entries = [replace(first, meta=replace(first.meta, frame=i)) for i in range(1000)]
+    for share in (0.1, 0.3):
+        _, held = split([faceset], share)
+        assert abs(len(held) - 1000 * share) < 40
+        spread = np.diff(sorted(e.meta.frame for e in held)).max()
+        assert spread < 120  # all along the footage
+
+
 def test_two_faces_are_one_to_train_on_and_one_held_out(facesets: dict[str, Path], tmp_path: Path) -> None:
     for path in sorted(facesets["source"].iterdir())[:2]:
         shutil.copy(path, tmp_path)
@@ -111,8 +123,10 @@ def test_a_damaged_image_is_left_out_and_named(
     faces = Faces(Faceset.open(tmp_path / "some").entries, 32, 1e9, "some")
     assert len(faces) == 15 and damaged not in [e.path for e in faces.entries]
     assert len(said) == 1 and "1 images do not decode" in said[0] and str(damaged) in said[0]
-    with pytest.raises(FacesetError, match=r"damaged.*delete it"):
-        Faces(Faceset.open(tmp_path / "some").entries, 32, 0, "some")[list(range(16))]
+    streamed = Faces(Faceset.open(tmp_path / "some").entries, 32, 0, "some")
+    for _ in range(2):
+        assert np.array_equal(streamed[[2, 3, 4]], streamed[[2, 4, 4]])
+    assert len(said) == 2 and "another face stands in" in said[1]
 
 
 def test_still_faces_are_as_they_are(people: list[Faces]) -> None:

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,20 @@ def test_kill_9_during_a_save_loses_nothing(tmp_path: Path) -> None:
     assert found is not None and found.progress.images == 100
     checkpoint.save(tmp_path, state(200), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["state-000000200.safetensors"]
+
+
+def test_a_full_disk_during_a_save_is_an_error_of_the_system_and_loses_nothing(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    checkpoint.save(tmp_path, state(100), keep=1)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(tmp_path, state(200), keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in tmp_path.iterdir()] == ["state-000000100.safetensors"]
 
 
 def test_a_recipe_of_tomorrow_is_refused_by_name(tmp_path: Path) -> None:

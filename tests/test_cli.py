@@ -76,7 +76,7 @@ def test_pretrain_finetune_merge(clips: dict[str, Path], facesets: dict[str, Pat
     assert json.loads(result.stdout)["images"] == 16
     sides = ("--source", facesets["source"], "--target", facesets["target"])
     result = faceswap("finetune", *sides, "--base", base, "-o", pair, "--images", 16, *TINY)
-    assert "starting from the base" in result.stderr and "16 face images" in result.stdout
+    assert "starting from a base of 16 images" in result.stderr and "16 face images" in result.stdout
     result = faceswap("merge", clips["target"], "--model", pair, "-o", out, *TINY)
     assert "a face replaced in 14 (87.5 %)" in result.stdout and probe(out).frames == 16
     faces = ("--faces", facesets["target"])
@@ -140,6 +140,7 @@ def test_footage_that_is_none(kind: str, clips: dict[str, Path], run: Path, tmp_
     path, said = bad_inputs(tmp_path, clips)[kind]
     before = sorted(tmp_path.rglob("*"))
     assert said in refused(1, "extract", path, "-o", tmp_path / "faces")
+    assert said in refused(1, "extract", clips["source"], path, "-o", tmp_path / "faces")
     assert said in refused(1, "merge", path, "--model", run, "-o", tmp_path / "out.mp4")
     assert said in refused(1, "swap", clips["source"], path, "-o", tmp_path / "out.mp4", "--images", 8)
     assert sorted(tmp_path.rglob("*")) == before
@@ -212,6 +213,14 @@ def test_outputs_are_not_overwritten_unasked(
     assert "exists already" in refused(2, "extract", clips["source"], "-o", facesets["source"])
     assert sorted(facesets["source"].iterdir()) == faces
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_footage_itself_is_never_the_output(clips: dict[str, Path], run: Path, tmp_path: Path) -> None:
+    video = tmp_path / "mine.mp4"
+    shutil.copy(clips["target"], video)
+    for words in (("merge", video, "--model", run), ("swap", clips["source"], video)):
+        assert "is the footage itself" in refused(2, *words, "-o", video, "--overwrite")
+    assert video.read_bytes() == clips["target"].read_bytes()
 
 
 def test_another_architecture(facesets: dict[str, Path], run: Path) -> None:

@@ -19,7 +19,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     def pretend(*, cuda: int = 0, mps: bool = False, bf16: bool = True) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
     return pretend

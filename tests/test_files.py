@@ -165,14 +165,6 @@ def test_a_process_of_another_user_counts_as_alive(tmp_path: Path, monkeypatch: 
     assert partial.exists()
 
 
-def test_share_gives_the_permissions_of_a_new_file(tmp_path: Path) -> None:
-    usual, private = tmp_path / "usual", tmp_path / "private"
-    usual.touch()
-    private.touch(mode=0o600)
-    files.share(private)
-    assert private.stat().st_mode == usual.stat().st_mode
-
-
 def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ def test_the_files_are_those_that_the_tool_writes() -> None:
 def test_a_recipe_loads_and_is_up_to_date(path: Path) -> None:
     assert path.read_text() == write_recipes.text_of(path.stem), "run python tools/write_recipes.py"
     recipe = config.load(path)
-    assert recipe == recipe.resolved(), "complete: nothing is left to the dial"
+    assert all(f"\n{key} = " in path.read_text() for key in recipe.train.model_dump())
     assert config.load(Path(path.stem)) == recipe, "found by name"
 
 

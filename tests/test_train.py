@@ -42,6 +42,10 @@ def fit(run: Path, facesets: Mapping[str, Path], how: Recipe | None = None, **mo
     return train.train(how or recipe(), people, run, device="cpu", **more)
 
 
+def fit_paths(run: Path, facesets: Mapping[str, str]) -> train.Report:
+    return fit(run, {name: Path(path) for name, path in facesets.items()})
+
+
 def newest(run: Path) -> checkpoint.State:
     state = checkpoint.latest(run)
     assert state is not None
@@ -127,6 +131,31 @@ def test_kill_9_and_the_same_command_give_the_uninterrupted_run(facesets: dict[s
     same(run, tmp_path / "through")
 
 
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from faceswap import files
+import test_train
+files.sync = lambda path: "state" in path.name and os.kill(os.getpid(), signal.SIGKILL)
+test_train.fit(Path({run!r}), {facesets!r})
+"""
+
+
+def test_kill_9_during_the_first_save_of_all_does_not_lock_the_folder(
+    facesets: dict[str, Path], through: Path, tmp_path: Path
+) -> None:
+    paths = {name: str(path) for name, path in facesets.items()}
+    script = KILLED.format(tests=str(Path(__file__).parent), run=str(tmp_path / "run"), facesets=paths)
+    script = script.replace("test_train.fit(", "test_train.fit_paths(")
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path for path in (tmp_path / "run").iterdir() if ".partial" in path.name]
+    fit(tmp_path / "run", facesets)
+    same(tmp_path / "run", through)
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name[0] == "."]
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(facesets: dict[str, Path], tmp_path: Path) -> None:
     again = command(tmp_path / "run", facesets, "train.images=400000", "train.save_images=40")
     process = subprocess.Popen(again, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -184,10 +213,19 @@ def test_another_architecture_is_refused_and_nothing_lost(
     with pytest.raises(CheckpointError, match=r"its model.width is 4, not 8; use the recipe"):
         fit(tmp_path / "run", facesets, other)
     same(tmp_path / "run", through)
-    with pytest.raises(CheckpointError, match=r"it knows source, target, not source"):
+    with pytest.raises(CheckpointError, match=r"knows source, target; expected a base of faceswap pretrain"):
         fit(tmp_path / "new", facesets, base=through)
     fit(tmp_path / "run", facesets, other, overwrite=True)
     assert newest(tmp_path / "run").recipe.model.width == 8
+
+
+def test_a_base_of_another_shape_says_its_shape(facesets: dict[str, Path], tmp_path: Path) -> None:
+    fit(tmp_path / "base", {"anyone": facesets["source"]}, recipe(train={"images": BATCH}))
+    with pytest.raises(
+        CheckpointError, match=r"its model.code is 16, not 8; .*--set model.width=4 --set model.code=16"
+    ):
+        fit(tmp_path / "run", facesets, recipe(model={"code": 8}), base=tmp_path / "base")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_longer_budget_goes_on_and_a_used_one_does_nothing(
@@ -280,6 +318,16 @@ def test_mistakes_are_said_before_anything_is_read(facesets: dict[str, Path], tm
     with pytest.raises(FacesetError, match=r"nothing: expected a faceset"):
         fit(tmp_path / "run", facesets | {"target": tmp_path / "nothing"})
     assert not (tmp_path / "run").exists()
+
+
+def test_overwrite_that_fails_before_it_begins_leaves_the_old_run(
+    facesets: dict[str, Path], through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(through, tmp_path / "run")
+    monkeypatch.setattr(train.Trainer, "read", lambda *_: (_ for _ in ()).throw(FacesetError("damaged")))
+    with pytest.raises(FacesetError):
+        fit(tmp_path / "run", facesets, overwrite=True)
+    same(tmp_path / "run", through)
 
 
 def test_a_folder_of_other_things_is_left_alone(facesets: dict[str, Path], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 def text_of(name: str) -> str:
     """The file of the recipe `name`."""
     title, change = RECIPES[name]
-    values = config.check(change, name).resolved().model_dump()
+    values = config.check(change, name).model_dump()
     lines = [f"# {title}", "", f"seed = {values['seed']}  # fixes all that is random"]
     source = (ROOT / "faceswap" / "config.py").read_text()
     for section, about, body in SECTION.findall(source):

@@ -19,7 +19,8 @@ class Mtcnn:
         self.threshold, self.min_size = threshold, min_size
         # Boxes are refined after the first stage, so look for faces a little smaller than those that are wanted.
         self._smallest = max(12, int(0.8 * min_size))
-        self._net = MTCNN(keep_all=True, min_face_size=self._smallest, device=torch.device(device)).eval()
+        place = "cpu" if device == "mps" else device  # its area interpolation fails on Metal
+        self._net = MTCNN(keep_all=True, min_face_size=self._smallest, device=torch.device(place)).eval()
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
         # MTCNN's image pyramid is empty, and torch.cat of nothing raises, when no face of that size can be inside.

@@ -54,7 +54,7 @@ class Decoder(nn.Module):
         self.head = SubPixels(channels, 4)
 
     def forward(self, small: Tensor) -> tuple[Tensor, Tensor]:
-        drawn = torch.sigmoid(self.head(self.trunk(small)))
+        drawn = torch.sigmoid(self.head(self.trunk(small)).float())  # bf16 rounds to 1 and stops learning
         return drawn[:, :3], drawn[:, 3:]
 
 
