@@ -104,8 +104,8 @@ class MergeRecipe(Section):
     max_faces: int = Field(0, ge=0)  # per frame, the largest first; 0: all
     color: str = "mkl"  # colour transfer: none, reinhard, mkl
     blend: str = "feather"  # how the face is laid in
-    erode: float = Field(0.02, ge=0, le=0.2)  # the mask shrinks by so much, in units of the crop's side
-    feather: float = Field(0.03, ge=0, le=0.2)  # standard deviation of its soft edge, in units of the crop's side
+    erode: float = Field(0.0, ge=0, le=0.2)  # the mask shrinks by so much, in units of the crop's side
+    feather: float = Field(0.02, ge=0, le=0.2)  # standard deviation of its soft edge, in units of the crop's side
     batch: int = Field(8, ge=1)  # frames drawn side by side
     crf: int = Field(17, ge=0, le=51)  # H.264 quality; lower is better, 0 is lossless
 

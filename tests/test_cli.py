@@ -226,7 +226,7 @@ def test_the_footage_itself_is_never_the_output(clips: dict[str, Path], run: Pat
 def test_another_architecture(facesets: dict[str, Path], run: Path) -> None:
     sides = ("--source", facesets["source"], "--target", facesets["target"])
     line = refused(1, "finetune", *sides, "-o", run, "--images", 80, *TINY, "--set", "model.width=8")
-    assert "its model.width is 4, not 8; use the recipe it was made with, another -o, or --overwrite" in line
+    assert "its model.width is 4, not 8; use its recipe, or another run folder" in line
 
 
 def test_no_model(clips: dict[str, Path], tmp_path: Path) -> None:

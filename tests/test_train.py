@@ -172,7 +172,7 @@ def test_a_run_leaves_what_a_user_looks_for(through: Path) -> None:
     assert {"train/loss", "train/ssim", "train/l1", "train/mask", "rate", "seconds"} < set(lines[0])
     measured = [line for line in lines if "held_out/source/psnr" in line]
     assert [line["images"] for line in measured] == [40, 80, 80]
-    assert recipe() == load(through / "recipe.toml")
+    assert recipe().resolved() == load(through / "recipe.toml")
     sheet = cv2.imread(str(through / "previews" / "latest.png"))
     assert sheet is not None and sheet.shape[1] == 5 * 128  # source, as source, target, as target, target as source
     assert {"000000040.png", "000000080.png"} < {path.name for path in (through / "previews").iterdir()}
@@ -210,7 +210,7 @@ def test_another_architecture_is_refused_and_nothing_lost(
 ) -> None:
     shutil.copytree(through, tmp_path / "run")
     other = recipe(model={"width": 8})
-    with pytest.raises(CheckpointError, match=r"its model.width is 4, not 8; use the recipe"):
+    with pytest.raises(CheckpointError, match=r"its model.width is 4, not 8; use its recipe, or another"):
         fit(tmp_path / "run", facesets, other)
     same(tmp_path / "run", through)
     with pytest.raises(CheckpointError, match=r"knows source, target; expected a base of faceswap pretrain"):
