@@ -16,7 +16,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -72,8 +71,8 @@ class Meter:
         self._started = self._printed = time.monotonic()
         if _level >= NORMAL and _console.is_terminal:
             rate, note = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[note]}")
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
-            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), note, console=_console)
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=14), MofNCompleteColumn(), rate)
+            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), note, console=_console)
             self._task = self._bar.add_task(escape(self.label), total=self.total, rate="", note="")
             self._bar.start()
         return self

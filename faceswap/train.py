@@ -186,7 +186,7 @@ class Trainer:
                 for values in self.session():
                     if not train.images and self.progress.seconds:
                         meter.total = self.progress.images * 60 * train.minutes / self.progress.seconds
-                    meter.note = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+                    meter.note = f"loss {values['loss']:.4f}"
                     meter.advance(self.progress.images - meter.done)
                     stopped = self._agree(asked())
                     if stopped or self.done():
