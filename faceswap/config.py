@@ -42,7 +42,7 @@ class ModelRecipe(Section):
     """What draws the faces."""
 
     name: str = "df"  # a part of faceswap/models
-    resolution: int = Field(64, ge=32, le=1024, multiple_of=16)  # px, THE dial
+    resolution: int = Field(96, ge=32, le=1024, multiple_of=16)  # px, THE dial
     width: int = Field(0, ge=0)  # channels of the first stage; 0: by the dial
     code: int = Field(0, ge=0)  # length of the bottleneck's code; 0: by the dial
 
@@ -125,13 +125,13 @@ class Recipe(Section):
     def resolved(self) -> "Recipe":
         """A copy in which the dial has set what was left to it, by the resolution R in px.
 
-        Width 24 up to 96, 32 up to 160, then 48; code 128 up to 96, then 256; batch 16 up to 160, then 8; learning
+        Width 16 up to 96, 24 up to 160, then 48; code 128 up to 96, then 256; batch 16 up to 160, then 8; learning
         rate 6e-4 * sqrt(64 / R).
         """
         size = self.model.resolution
         return self.changed(
             model={
-                "width": self.model.width or (24 if size <= 96 else 32 if size <= 160 else 48),
+                "width": self.model.width or (16 if size <= 96 else 24 if size <= 160 else 48),
                 "code": self.model.code or (128 if size <= 96 else 256),
             },
             data={"batch": self.data.batch or (16 if size <= 160 else 8)},

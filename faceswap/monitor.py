@@ -1,6 +1,7 @@
 """What happens in a run, kept: scalars in TensorBoard and metrics.jsonl, previews as PNG."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Monitor:
 def sheet(columns: Sequence[Tensor], titles: Sequence[str]) -> NDArray[np.uint8]:
     """A grid (H, W, 3) uint8 RGB: one column per tensor (N, 3, R, R) float in [0, 1], its title above."""
     side = columns[0].shape[-1]
-    zoom = max(1, round(128 / side))
+    zoom = math.ceil(128 / side)
     stacked = torch.stack(list(columns), 1).clamp(0, 1).mul(255).round().byte()
     n, c = stacked.shape[:2]
     grid = stacked.permute(0, 3, 1, 4, 2).reshape(n * side, c * side, 3).cpu().numpy()

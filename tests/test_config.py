@@ -114,7 +114,7 @@ def test_to_toml_and_load_are_inverse(tmp_path: Path, seed: int) -> None:
     assert config.load(written(tmp_path, recipe.to_toml())) == recipe
 
 
-@pytest.mark.parametrize(("resolution", "width", "code"), [(64, 24, 128), (128, 32, 256), (256, 48, 256)])
+@pytest.mark.parametrize(("resolution", "width", "code"), [(64, 16, 128), (128, 24, 256), (256, 48, 256)])
 def test_the_dial_sets_width_and_code_unless_they_are_given(resolution: int, width: int, code: int) -> None:
     dial = f"model.resolution={resolution}"
     model = config.load(settings=[dial]).resolved().model

@@ -29,6 +29,6 @@ def test_a_recipe_loads_and_is_up_to_date(path: Path) -> None:
 
 
 def test_every_option_says_what_it_means() -> None:
-    text = write_recipes.text_of("swap_64")
+    text = write_recipes.text_of("swap_96")
     options = [line for line in text.splitlines() if " = " in line]
     assert len(options) > 40 and all("  # " in line for line in options)

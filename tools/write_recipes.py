@@ -18,12 +18,12 @@ SECTION = re.compile(
 )
 
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "swap_64": ("A pair at 64 px: twenty minutes on two CPU cores.", {}),
-    "swap_96": ("A pair at 96 px, narrow: an hour on two CPU cores.", {"model": {"resolution": 96, "width": 16}}),
+    "swap_64": ("A pair at 64 px: the quickest, for small faces.", {"model": {"resolution": 64}}),
+    "swap_96": ("A pair at 96 px, the default: twenty minutes on two CPU cores.", {}),
     "swap_128": ("A pair at 128 px: a GPU, or a CPU over night.", {"model": {"resolution": 128}}),
     "swap_256": ("A pair at 256 px: a GPU.", {"model": {"resolution": 256}, "extract": {"size": 512}}),
-    "pretrain_64": (
-        "A base of many people at 64 px, for swap_64 to start from.",
+    "pretrain_96": (
+        "A base of many people at 96 px, for swap_96 to start from.",
         {"data": {"warp": 0.01}, "train": {"ema": 0.9995}},
     ),
     "debug": (
