@@ -69,7 +69,8 @@ class Faces:
         if damaged:
             console.warn(f"{len(damaged)} images do not decode and are left out, the first is {damaged[0]}")
         if not good:
-            raise FacesetError(f"{self.label}: none of {len(damaged)} images decodes; extract the faces again")
+            folder = damaged[0].parent
+            raise FacesetError(f"{folder} ({self.label}): none of {len(damaged)} images decodes; extract them again")
         self.entries = good
         return kept[: len(good)]
 

@@ -31,6 +31,7 @@ from faceswap.models import FaceModel
 
 FORMAT = "faceswap"
 VERSION = 1
+VERSIONS = ("1",)  # that can be read
 STATE = re.compile(r"state-(\d+)\.safetensors")
 
 
@@ -87,14 +88,17 @@ def read(path: Path) -> State:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); use another checkpoint") from None
-    if meta.get("format") != FORMAT or int(meta.get("version", 0)) > VERSION:
+    if meta.get("format") != FORMAT or meta.get("version") not in VERSIONS:
         found = f"format {meta.get('format')!r} version {meta.get('version')!r}"
         raise CheckpointError(f"{path}: expected a faceswap weight file up to version {VERSION}, found {found}")
     if meta.pop("checksum", "") != _checksum(tensors, meta):
         raise CheckpointError(f"{path}: damaged, the checksum does not match; use another checkpoint")
-    recipe = config.check(config.parse(meta["recipe"], str(path)), str(path))
-    progress = Progress(**json.loads(meta["progress"]))
-    return State(recipe, json.loads(meta["people"]), tensors, progress, json.loads(meta.get("footage", "{}")))
+    try:
+        recipe = config.check(config.parse(meta["recipe"], str(path)), str(path))
+        progress, people = Progress(**json.loads(meta["progress"])), [str(name) for name in json.loads(meta["people"])]
+        return State(recipe, people, tensors, progress, dict(json.loads(meta.get("footage", "{}"))))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its header is damaged ({error}); use another checkpoint") from None
 
 
 def _checksum(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
@@ -148,7 +152,10 @@ def load_model(path: Path) -> tuple[FaceModel, State]:
     """A model ready to draw, with averaged weights, on the CPU, and what else its file says."""
     state = read(find(path))
     model = new_model(state.recipe, len(state.people))
-    fit(model, state.part("ema"), str(path))
+    weights = state.part("ema")
+    fit(model, weights, str(path))
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
+        raise CheckpointError(f"{path}: holds weights that are not finite; use another checkpoint")
     return model.eval(), state
 
 

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import wraps
@@ -18,7 +20,18 @@ from faceswap.errors import FaceswapError
 
 INTERRUPTED = 130  # exit status, as shells have it
 F = TypeVar("F", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path)
+
+
+class FilePath(click.Path):
+    """A path; an empty word is none, though pathlib takes it for the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("expected a path, found an empty word", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = FilePath(path_type=Path)
 
 
 class Failure(click.ClickException):
@@ -40,13 +53,20 @@ class Commands(click.Group):
     """A group whose commands fail in one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: clean up, say so
         try:
             return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            where = error.ctx.command_path if error.ctx else "faceswap"
+            raise Failure(f"{error.format_message().rstrip('.')}; {where} -h says more", 2) from error
         except FaceswapError as error:
             raise Failure(str(error), error.exit_status) from error
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                place = error.filename or "the output's disk"
+                place = error.filename or "the output"
                 text = f"disk full at {place}: free space and start the same command again; what was whole is kept"
                 raise Failure(text, 1) from error
             if error.filename is None:
@@ -97,7 +117,7 @@ def common(command: F) -> F:
         ),
         click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Fixes all that is random.  [default: 0]"),
         click.option("-v", "--verbose", is_flag=True, help="Say more."),
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing but the result and errors."),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     ]
     for option in reversed(options):
@@ -123,7 +143,9 @@ def budget(command: F) -> F:
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "faceswap", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(faceswap.__version__, prog_name="faceswap")
 def main() -> None:
     """Train a face-swap autoencoder on two people and render the swap.
@@ -267,8 +289,9 @@ def merge(
     """
     from faceswap import files, swap
     from faceswap.devices import resolve
-    from faceswap.video import probe
+    from faceswap.video import check_name, probe
 
+    check_name(out)
     files.refuse_same(out, [video])
     files.refuse_existing(out, overwrite)
     probe(video)

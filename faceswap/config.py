@@ -43,8 +43,8 @@ class ModelRecipe(Section):
 
     name: str = "df"  # a part of faceswap/models
     resolution: int = Field(96, ge=32, le=1024, multiple_of=16)  # px, THE dial
-    width: int = Field(0, ge=0)  # channels of the first stage; 0: by the dial
-    code: int = Field(0, ge=0)  # length of the bottleneck's code; 0: by the dial
+    width: int = Field(0, ge=0, le=512)  # channels of the first stage; 0: by the dial
+    code: int = Field(0, ge=0, le=8192)  # length of the bottleneck's code; 0: by the dial
 
 
 class DataRecipe(Section):

@@ -40,6 +40,7 @@ def extract(
 
     `MediaError` for an input that cannot be read, `FacesetError` if no face is found at all.
     """
+    files.refuse_same(out, inputs)
     files.refuse_existing(out, overwrite)
     if out.exists():
         _refuse_foreign(out)
@@ -57,7 +58,7 @@ def extract(
                     meta = _meta(number, frame, rank, face, recipe)
                     image = align.crop(frame.image, np.array(meta.matrix), recipe.size)
                     write_face(folder / f"{name}_{frame.index:06d}_{rank}.{recipe.format}", image, meta)
-                found.update(frames=1, faces=len(chosen), empty=not chosen)
+                found.update(frames=1, faces=len(chosen), empty=int(not chosen))
             console.detail(f"{path}: {found['faces']} faces, {found['empty']} of {found['frames']} frames without")
             if not found["faces"]:
                 console.warn(f"{path}: no face found in {found['frames']} frames")

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from faceswap import align
 from faceswap.errors import FacesetError
 
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damaged images are said by us, once
+
 VERSION = 1
 KEYWORD = b"faceswap"
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -141,7 +143,7 @@ def read_images(paths: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8] 
 
 
 def read_meta(path: Path) -> FaceMeta | None:
-    """The metadata inside an image; None if it holds none of ours or is not a PNG or JPEG at all."""
+    """The metadata inside an image; None if it holds none of ours, or none that is sound."""
     with path.open("rb") as file:
         text = _find(file)
     if text is None:
@@ -151,9 +153,24 @@ def read_meta(path: Path) -> FaceMeta | None:
         version = int(values["version"])
         if version > VERSION:
             raise FacesetError(f"{path}: metadata of version {version}, expected at most {VERSION}; update faceswap")
-        return FaceMeta(**values)
-    except (ValueError, KeyError, TypeError):
+        meta = FaceMeta(**values)
+        return meta if _is_sound(meta) else None
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
+
+
+def _is_sound(meta: FaceMeta) -> bool:
+    """Whether metadata, which anybody may have edited, has the types and shapes that the rest relies on."""
+    whole = all(type(number) is int and number >= 0 for number in (meta.frame, meta.face, meta.input))
+    words = isinstance(meta.source, str) and isinstance(meta.detector, str)
+    if not (whole and words and type(meta.size) is int and meta.size > 0):
+        return False
+    shapes = ((meta.box, (4,)), (meta.points, (5, 2)), (meta.matrix, (2, 3)), ((meta.time, meta.probability), (2,)))
+    for given, shape in shapes:
+        numbers = np.array(given)
+        if numbers.shape != shape or numbers.dtype.kind not in "if" or not (np.abs(numbers) < 1e9).all():
+            return False
+    return align.scale_of(np.array(meta.matrix, np.float64)) > 1e-6
 
 
 def _embed(coded: bytes, text: bytes) -> bytes:

@@ -29,8 +29,9 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 def refuse_same(path: Path, inputs: Iterable[Path]) -> None:
-    """`UsageError` if `path` is one of the files that the work reads."""
-    if path.resolve() in {given.resolve() for given in inputs}:
+    """`UsageError` if `path` is one of the files that the work reads, or a folder that holds one."""
+    place = path.resolve()
+    if any(place == given.resolve() or place in given.resolve().parents for given in inputs):
         raise UsageError(f"{path}: is the footage itself, which is never overwritten; choose another -o")
 
 
@@ -114,6 +115,9 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         partial.replace(path)
         if os.name == "posix":
             sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # not the hidden name
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -136,6 +140,9 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             _exchange(path, partial)
         else:
             partial.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

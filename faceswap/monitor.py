@@ -25,7 +25,7 @@ class Monitor:
     def __init__(self, run: Path, images: int) -> None:
         self.run = run
         self._metrics = run / "metrics.jsonl"
-        kept = [line for line in self._lines() if line["images"] <= images]
+        kept = [line for line in self._lines() if isinstance(line, dict) and line.get("images", 0) <= images]
         with files.whole_file(self._metrics, overwrite=True) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._board = SummaryWriter(str(run), purge_step=images + 1)
@@ -33,7 +33,7 @@ class Monitor:
     def _lines(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that are whole: a kill may have cut the last one."""
         lines = []
-        for text in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
+        for text in self._metrics.read_text(errors="replace").splitlines() if self._metrics.exists() else []:
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faceswap import console, extract, files, pretrained, swap, train
+from faceswap import blend, checkpoint, color, console, extract, files, pretrained, swap, train
 from faceswap.config import Recipe
 from faceswap.devices import resolve
 from faceswap.errors import CheckpointError, UsageError
-from faceswap.video import probe
+from faceswap.video import check_name, probe
 
 DEFAULT_MINUTES = 20.0
 
@@ -34,6 +34,7 @@ def swap_pair(
     overwrite: bool = False,  # of `out`; the work folder is always gone on from
 ) -> Report:
     """Swap the largest face of `source` onto the largest face in each frame of `target`."""
+    check_name(out)
     files.refuse_same(out, [source, target])
     files.refuse_existing(out, overwrite)
     work = work or out.with_suffix(".faceswap")
@@ -41,6 +42,8 @@ def swap_pair(
         console.say(f"training for {DEFAULT_MINUTES:g} minutes; --minutes or --images changes that")
         recipe = recipe.changed(train={"minutes": DEFAULT_MINUTES})
     recipe = recipe.changed(extract={"max_faces": 1}, merge={"max_faces": 1}).resolved()
+    train.check_recipe(recipe, people=2)
+    color.get(recipe.merge.color), blend.get(recipe.merge.blend)
     _claim(work, {"source": source, "target": target}, recipe)
     place = resolve(device)
     facesets = {"source": work / "source", "target": work / "target"}
@@ -61,8 +64,10 @@ def swap_pair(
 
 
 def _base(recipe: Recipe, run: Path) -> Path | None:
+    if checkpoint.states(run):
+        return None
     base = pretrained.find_base(recipe)
-    if base is None and not run.exists():
+    if base is None:
         console.say(f"no base for {recipe.model.name} at {recipe.model.resolution} px in pretrained/: from scratch")
     return base
 
@@ -77,8 +82,8 @@ def _claim(work: Path, videos: dict[str, Path], recipe: Recipe) -> None:
     note = work / "work.json"
     if note.exists():
         try:
-            known = json.loads(note.read_text())
-        except ValueError:
+            known = dict(json.loads(note.read_text()))
+        except (ValueError, TypeError):
             raise CheckpointError(f"{note}: damaged; choose another --work or delete the folder {work}") from None
         changed = [name for name, value in made_from.items() if known.get(name) != value]
         if changed:

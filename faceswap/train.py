@@ -1,5 +1,6 @@
 """The loop. Progress is counted in face images; what a step does is a function of the recipe and of progress."""
 
+import logging
 import math
 import signal
 import threading
@@ -17,7 +18,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from faceswap import checkpoint, console, files, losses, strategies
+from faceswap import checkpoint, console, files, losses, models, strategies
 from faceswap.batches import Batch, Faces, batches, split, still
 from faceswap.checkpoint import Progress, State
 from faceswap.config import Recipe
@@ -29,6 +30,8 @@ from faceswap.monitor import Monitor, sheet
 
 PREVIEW_FACES = 6  # rows of the preview
 MEASURED_FACES = 64  # held-out faces per person that a measurement looks at
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision
+
 SETBACKS = 3  # in a row, before training gives up
 
 
@@ -59,17 +62,13 @@ def train(
     another architecture, `TrainingError` if the losses stay not finite or memory runs out.
     """
     recipe = recipe.resolved()
-    if not (recipe.train.images or recipe.train.minutes):
-        raise RecipeError("no budget: give --minutes M or --images N (train.minutes, train.images)")
-    if recipe.data.batch % (len(people) * recipe.train.devices):
-        raise RecipeError(
-            f"data.batch = {recipe.data.batch}: expected a multiple of {len(people) * recipe.train.devices} "
-            f"(people x devices)"
-        )
+    check_recipe(recipe, len(people))
     entries = {name: split(_open(folders), recipe.data.holdout) for name, folders in people.items()}
-    check_folder(run)
+    check_folder(run, overwrite)
     state = None if overwrite else checkpoint.latest(run)
     origin = open_base(base, recipe) if base is not None and state is None else None
+    if base is not None and state is not None:
+        console.say(f"{run}: goes on from its own weights, {base} is not needed")
     fabric = Fabric(**fabric_options(device, recipe.train.devices, recipe.train.precision))
     fabric.launch()
     try:
@@ -87,6 +86,20 @@ def train(
             f"out of memory on {fabric.device}: lower data.batch (now {recipe.data.batch}), model.resolution "
             f"({recipe.model.resolution}) or model.width ({recipe.model.width})"
         ) from None
+
+
+def check_recipe(recipe: Recipe, people: int) -> None:
+    """`UsageError` if a training with this recipe could not even begin."""
+    if not (recipe.train.images or recipe.train.minutes):
+        raise RecipeError("no budget: give --minutes M or --images N (train.minutes, train.images)")
+    step = people * recipe.train.devices
+    if recipe.data.batch % step:
+        raise RecipeError(f"data.batch = {recipe.data.batch}: expected a multiple of {step} (people x devices)")
+    weights = recipe.loss.model_dump(exclude={"background"})
+    if not any(weights.values()):
+        raise RecipeError(f"every loss has the weight 0; set one of loss.{', loss.'.join(weights)} above it")
+    models.SOCKET.load(recipe.model.name)
+    strategies.SOCKET.load(recipe.strategy.name)
 
 
 def _open(folders: Sequence[Path]) -> list[Faceset]:
@@ -392,11 +405,15 @@ def _ours(run: Path) -> list[Path]:
     return [*found, *run.glob("previews/" + "[0-9]" * 9 + ".png"), *checkpoint.states(run)]
 
 
-def check_folder(run: Path) -> None:
-    """`CheckpointError` if `run` is neither a run nor empty: what lies there is not ours to touch."""
+def check_folder(run: Path, overwrite: bool) -> None:
+    """`CheckpointError` if `run` is neither a run nor empty, or holds weights but no state to go on from."""
     if run.exists() and not run.is_dir():
         raise CheckpointError(f"{run}: a file; expected a folder for the run; choose another -o")
     known = _ours(run)
+    if run / "best.safetensors" in known and not checkpoint.states(run) and not overwrite:
+        raise CheckpointError(
+            f"{run}: holds best.safetensors but no state to go on from; choose another -o, or add --overwrite"
+        )
     for path in run.iterdir() if run.is_dir() and not checkpoint.states(run) else ():
         if path not in known and path.name != "previews" and path.name[0] != ".":
             raise CheckpointError(f"{run}: expected a run or an empty folder, found {path.name}; choose another -o")

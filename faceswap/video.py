@@ -530,6 +530,15 @@ def _encodable(info: VideoInfo) -> str:
 # Video out
 
 
+def check_name(path: Path) -> None:
+    """`UsageError` unless a video can be written under this name."""
+    if path.suffix.lower() not in CONTAINERS:
+        known, found = ", ".join(CONTAINERS), path.suffix or "no suffix"
+        raise UsageError(f"{path}: expected a name ending in one of {known}, found {found}; rename it")
+    if path.is_dir():
+        raise UsageError(f"{path}: expected the name of a video, found a folder; choose another -o")
+
+
 class VideoWriter:
     """Writes frames as H.264 into a file that is otherwise like the video `like`; use it in a `with`.
 
@@ -550,9 +559,7 @@ class VideoWriter:
         metadata: Mapping[str, str] | None = None,  # tags of the file; before those of `like`
     ) -> None:
         """`UsageError`: unknown suffix, images as `like`; `OutputExistsError`; `MediaError`: see `probe`."""
-        if path.suffix.lower() not in CONTAINERS:
-            known, found = ", ".join(CONTAINERS), path.suffix or "no suffix"
-            raise UsageError(f"{path}: expected a name ending in one of {known}, found {found}; rename it")
+        check_name(path)
         if like.is_dir() or is_image(like):
             raise UsageError(f"{like}: expected a video, found images; make a video of them, or write images")
         if not 0 <= crf <= 51 or preset not in PRESETS:

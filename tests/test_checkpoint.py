@@ -179,3 +179,34 @@ def test_a_recipe_of_tomorrow_is_refused_by_name(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "b.safetensors", meta | {"version": "2"})
     with pytest.raises(CheckpointError, match="up to version 1, found format 'faceswap' version '2'"):
         checkpoint.read(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "x"},
+        {"recipe": None},
+        {"people": None},
+        {"people": "5"},
+        {"people": "{"},
+        {"progress": '{"x": 1}'},
+        {"progress": "[]"},
+    ],
+)
+def test_a_header_that_somebody_edited_is_one_line(tmp_path: Path, change: dict[str, str | None]) -> None:
+    checkpoint.write(tmp_path / "a.safetensors", state())
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        meta = dict(file.metadata()) | change
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    meta = {name: value for name, value in meta.items() if value is not None and name != "checksum"}
+    save_file(tensors, tmp_path / "b.safetensors", meta | {"checksum": checkpoint._checksum(tensors, meta)})
+    with pytest.raises(CheckpointError, match=r"b.safetensors: (expected a faceswap|its header is damaged)"):
+        checkpoint.read(tmp_path / "b.safetensors")
+
+
+def test_weights_that_are_not_finite_do_not_draw(tmp_path: Path) -> None:
+    broken = state()
+    next(iter(broken.part("ema").values())).fill_(float("nan"))
+    checkpoint.write(tmp_path / "a.safetensors", broken)
+    with pytest.raises(CheckpointError, match="not finite"):
+        checkpoint.load_model(tmp_path / "a.safetensors")

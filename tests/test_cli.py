@@ -1,6 +1,9 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -253,3 +256,61 @@ def test_disk_full(at: str, clips: dict[str, Path], run: Path, tmp_path: Path, m
     line = refused(1, *words, "-o", tmp_path / "out.mp4", *TINY)
     assert "disk full" in line and "free" in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["extract", "a.mp4"], "error: Missing option '-o'; faceswap extract -h says more"),
+        (["extrat"], "No such command 'extrat'"),
+        (["extract", "a.mp4", "-o", "b", "--seed", "-1"], "--seed"),
+        (["extract", "", "-o", "b"], "found an empty word"),
+        (["pretrain", "a", "-o", "b", "--minutes", "-1"], "--minutes"),
+    ],
+)
+def test_wrong_words_are_one_line_too(words: list[str], said: str) -> None:
+    result = faceswap(*words, ok=False)
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1 and said in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-o", "out.avi"],
+        ["-o", "."],
+        ["-o", "out.mp4", "--set", "merge.color=foo"],
+        ["-o", "out.mp4", "--set", "merge.blend=foo"],
+        ["-o", "out.mp4", "--set", "data.batch=3"],
+        ["-o", "out.mp4", "--set", "model.name=foo"],
+        ["-o", "out.mp4", "--set", "strategy.name=foo"],
+    ],
+)
+def test_swap_refuses_at_once_what_would_fail_at_the_end(
+    words: list[str], clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(2, "swap", clips["source"], clips["target"], *words, "--images", 8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_extract_does_not_replace_the_folder_it_reads(facesets: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(facesets["source"], tmp_path / "faces")
+    before = sorted(path.name for path in (tmp_path / "faces").iterdir())
+    for given in (tmp_path / "faces", next((tmp_path / "faces").iterdir())):
+        assert "is the footage itself" in refused(2, "extract", given, "-o", tmp_path / "faces", "--overwrite")
+    assert sorted(path.name for path in (tmp_path / "faces").iterdir()) == before
+
+
+def test_sigterm_cleans_up(clips: dict[str, Path], tmp_path: Path) -> None:
+    long = tmp_path / "long.mp4"
+    footage.write_clip(long, footage.performance("source", 12) * 60)
+    words = [sys.executable, "-m", "faceswap", "extract", str(long), "-o", str(tmp_path / "faces"), *TINY]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob(".faces.*/*.png")):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "error: interrupted" in errors and "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == [long]

@@ -10,6 +10,7 @@ import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import cv2
 import footage
 import numpy as np
 import PIL.Image
@@ -289,3 +290,39 @@ def test_metadata_that_a_tool_stored_in_another_text_chunk_is_found(face: Path, 
             info.add_text("faceswap", text, zip=kind == "zTXt")
         image.save(face, pnginfo=info)
     assert read_meta(face) == META
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frame": "one"},
+        {"frame": -1},
+        {"source": None},
+        {"version": float("inf")},
+        {"matrix": None},
+        {"matrix": [[1, 0], [0, 1]]},
+        {"matrix": [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]},
+        {"matrix": [[NAN, 0.0, 1.0], [0.0, 1.0, 1.0]]},
+        {"points": []},
+        {"points": [[1.0, 2.0]] * 3},
+        {"points": [[1e300, 2.0]] * 5},
+        {"box": "zz"},
+        {"size": 0},
+        {"size": -64},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_metadata_that_somebody_edited_badly_is_none(
+    tmp_path: Path, picture: NDArray[np.uint8], change: dict[str, object]
+) -> None:
+    ok, coded = cv2.imencode(".png", picture)
+    assert ok
+    path = tmp_path / "face.png"
+    path.write_bytes(faceset._embed(coded.tobytes(), json.dumps(asdict(META) | change).encode()))
+    assert read_meta(path) is None
+    path.write_bytes(faceset._embed(coded.tobytes(), json.dumps(asdict(META)).encode()))
+    assert read_meta(path) == META

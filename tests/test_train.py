@@ -345,3 +345,27 @@ def test_two_processes_train_one_model(facesets: dict[str, Path], tmp_path: Path
     state = newest(tmp_path / "run")
     assert state.progress.images == STEPS * BATCH and state.progress.steps == STEPS
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_weights_without_a_state_are_not_thrown_away(facesets: dict[str, Path], through: Path, tmp_path: Path) -> None:
+    shutil.copytree(through, tmp_path / "run")
+    for path in checkpoint.states(tmp_path / "run"):
+        path.unlink()
+    before = (tmp_path / "run" / "best.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match=r"holds best.safetensors but no state to go on from; .*--overwrite"):
+        fit(tmp_path / "run", facesets)
+    assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
+
+
+def test_no_loss_at_all_keeps_the_old_run(facesets: dict[str, Path], through: Path, tmp_path: Path) -> None:
+    shutil.copytree(through, tmp_path / "run")
+    nothing = recipe(loss={"ssim": 0.0, "l1": 0.0, "mask": 0.0})
+    with pytest.raises(RecipeError, match=r"every loss has the weight 0; set one of loss.ssim"):
+        fit(tmp_path / "run", facesets, nothing, overwrite=True)
+    same(tmp_path / "run", through)
+
+
+def test_a_damaged_diary_does_not_stop_a_run(facesets: dict[str, Path], through: Path, tmp_path: Path) -> None:
+    shutil.copytree(through, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(b"5\n\xff\xfe{")
+    assert fit(tmp_path / "run", facesets).reason == "budget"
