@@ -352,8 +352,7 @@ def doctor(recipe: Recipe, device: str, as_json: bool) -> None:
 
     findings = examine(device)
     lines = [
-        f"{'ok' if f.ok else 'MISSING':8}{f.name:18}{f.value}" + (f"  ({f.remedy})" if f.remedy else "")
-        for f in findings
+        f"{'ok' if f.ok else 'MISSING':8}{f.name:18}{f.value}" + ("" if f.ok else f"  ({f.remedy})") for f in findings
     ]
     show(findings, "\n".join(lines), as_json)
     bad = [finding.name for finding in findings if not finding.ok]

@@ -70,9 +70,9 @@ def _device(name: str) -> Finding:
         return Finding("device", True, f"{device}: {torch.cuda.get_device_name(device)}; {precision}")
     if device.type == "mps":
         return Finding("device", True, "mps; float32")
-    remedy = "fine for small models; for more, a CUDA card with a driver that torch finds (nvidia-smi)"
     threads = torch.get_num_threads()
-    return Finding("device", True, f"cpu, {threads} threads of {os.cpu_count()} cores; float32", remedy)
+    said = f"cpu, {threads} threads of {os.cpu_count()} cores; float32: small models only"
+    return Finding("device", True, said)
 
 
 def _detector() -> Finding:
@@ -100,5 +100,4 @@ def _base() -> Finding:
     from faceswap import pretrained
 
     bases = [path.stem for path in pretrained.bases()]
-    remedy = "" if bases else "not needed: training starts from scratch, or from --base after faceswap pretrain"
-    return Finding("base", True, ", ".join(bases) or "none shipped", remedy)
+    return Finding("base", True, ", ".join(bases) or "none ships yet: training starts from scratch, or from --base")

@@ -73,7 +73,7 @@ def train(
     fabric.launch()
     try:
         trainer = Trainer(fabric, recipe, list(people), run)
-        trainer.footage = {name: footage([*train, *held]) for name, (train, held) in entries.items()}
+        trainer.footage = {name: footage([*kept, *held]) for name, (kept, held) in entries.items()}
         trainer.start(state, origin)
         trainer.read(entries)
         try:
