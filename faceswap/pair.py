@@ -55,7 +55,7 @@ def swap_pair(
         how = recipe.extract if name == "source" else recipe.extract.model_copy(update={"every": 1})
         extract.extract([path], faceset, how, device=str(place))
     people, run = {name: [faceset] for name, faceset in facesets.items()}, work / "run"
-    training = train.train(recipe, people, run, device=device, base=_base(recipe, run))
+    training = train.train(recipe, people, run, device=str(place), base=_base(recipe, run))
     if training.reason == "interrupted":
         return Report(work, training, None)
     swapper = swap.Swapper(run, recipe.merge, place)
