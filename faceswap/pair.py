@@ -43,9 +43,10 @@ def swap_pair(
         recipe = recipe.changed(train={"minutes": DEFAULT_MINUTES})
     recipe = recipe.changed(extract={"max_faces": 1}, merge={"max_faces": 1}).resolved()
     train.check_recipe(recipe, people=2)
-    color.get(recipe.merge.color), blend.get(recipe.merge.blend)
-    _claim(work, {"source": source, "target": target}, recipe)
+    color.get(recipe.merge.color)
+    blend.get(recipe.merge.blend)
     place = resolve(device)
+    _claim(work, {"source": source, "target": target}, recipe)
     facesets = {"source": work / "source", "target": work / "target"}
     for (name, faceset), path in zip(facesets.items(), (source, target), strict=True):
         if faceset.exists():

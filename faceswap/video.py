@@ -40,6 +40,7 @@ Image = NDArray[np.uint8] | NDArray[np.uint16]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # what `VideoWriter` makes, by suffix
 
+DURATION = "DURATION"  # Matroska's tag of a stream
 TS_DISCONT = 0x0200  # FFmpeg's flag of formats whose clock may jump and start anywhere
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 
@@ -300,7 +301,7 @@ def _seconds(container: InputContainer, stream: VideoStream) -> Fraction | None:
     """How long the video stream is, or else the whole file."""
     if stream.duration:
         return stream.duration * _time_base(stream)
-    tag = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska's: its end
+    tag = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get(DURATION, ""))  # Matroska's: its end
     if tag:
         end = int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3])
         return end - (stream.start_time or 0) * _time_base(stream)
@@ -347,6 +348,7 @@ def _decode(container: InputContainer, stream: VideoStream, health: _Health) -> 
 def _read_video(path: Path, container: InputContainer, stream: VideoStream, every: int) -> Iterator[Frame]:
     base, rate, health, upright = _time_base(stream), _rate(stream), _Health(), _Upright()
     ticks = _Ticks(path.name, step=max(1, round(1 / (rate * base))))
+    time: Fraction | None = None
     with container:
         for index, native in enumerate(_decode(container, stream, health)):
             time = ticks.next(native.pts) * base
@@ -354,15 +356,26 @@ def _read_video(path: Path, container: InputContainer, stream: VideoStream, ever
                 yield Frame(index, time, path, native=upright(native))
         if health.decoded == 0:
             raise _undecodable(path, stream)
-        _tell_damage(path, container, stream, health)
+        _tell_damage(path, container, stream, health, time)
 
 
-def _tell_damage(path: Path, container: InputContainer, stream: VideoStream, health: _Health) -> None:
-    """Warn if decoding met a fault or ended before the header says (by a second, where that is a guess)."""
+def _tell_damage(
+    path: Path, container: InputContainer, stream: VideoStream, health: _Health, last: Fraction | None
+) -> None:
+    """Warn if decoding met a fault, or ended before the header says: by frames where it counts them, else by time.
+
+    `last` is the time of the last frame in seconds.
+    """
     expected = _expected(container, stream)
-    slack = 0 if stream.frames > 0 else 1 + round(_rate(stream))
-    missing = 0 if expected is None else expected - health.decoded
-    if health.fault_after is None and missing <= slack:
+    if stream.frames > 0:
+        short = expected is not None and health.decoded < expected
+    else:
+        seconds, step = _seconds(container, stream), 1 / _rate(stream)
+        start = (stream.start_time or 0) * _time_base(stream)
+        # Matroska says where the picture ends; the length of a whole file may be that of its sound.
+        slack = Fraction(1, 10) if DURATION in stream.metadata else Fraction(1)
+        short = seconds is not None and last is not None and last + step + slack < start + seconds
+    if health.fault_after is None and not short:
         return
     after = health.decoded if health.fault_after is None else health.fault_after
     total = "an unknown number" if expected is None else expected

@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +150,7 @@ def test_footage_that_is_none(kind: str, clips: dict[str, Path], run: Path, tmp_
 
 def test_truncated_footage_is_used_as_far_as_it_goes(clips: dict[str, Path], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.mkv", tmp_path / "cut.mkv"
-    footage.write_clip(whole, footage.performance("source", 16), rate=Fraction(5), sound=False)
+    footage.write_clip(whole, footage.performance("source", 16), sound=False)
     cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.6)])
     result = faceswap("extract", cut, "-o", tmp_path / "faces", "--json", *TINY)
     assert 0 < json.loads(result.stdout)["frames"] < 16

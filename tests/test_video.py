@@ -571,6 +571,20 @@ def test_variable_frame_rate_is_kept(tmp_path: Path) -> None:
     assert max(abs(a - b) for a, b in zip(rounded, expected, strict=True)) <= Fraction(1, 2000)
 
 
+def test_a_whole_matroska_with_variable_frame_rate_is_no_damage_and_a_cut_one_is(
+    tmp_path: Path, told: list[str]
+) -> None:
+    stamps = [0, 1, 2, 3, 9, 10, 20, 21, 22, 23, 24, 40, 41, 42, 43, 44, 45, 46, 47, 60, 61, 62, 63, 64]
+    like = make_clip(tmp_path / "vfr.mp4", sound=False, ticks=stamps.__getitem__)
+    whole = encode(tmp_path / "vfr.mkv", like)
+    assert len(list(read_frames(whole))) == 24 and told == []
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    frames = list(read_frames(cut))
+    assert 0 < len(frames) < 24
+    assert len(told) == 1 and told[0].startswith("cut.mkv: damaged after frame ")
+
+
 def test_ntsc_rate_is_exact(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4", rate=Fraction(30000, 1001))
     out = encode(tmp_path / "out.mp4", source)
