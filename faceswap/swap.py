@@ -67,6 +67,9 @@ class Swapper:
         crops = [align.crop(frame.image, matrix, self.size) for frame, matrix in zip(owners, places, strict=True)]
         drawn = zip(crops, self.draw(crops), places, strict=True)
         for frame, faces in detected:
+            if not faces:
+                yield frame, 0
+                continue
             image, replaced = frame.image, 0
             for found in faces:
                 crop, (face, mask), matrix = next(drawn)
