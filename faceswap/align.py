@@ -69,11 +69,6 @@ def invert(matrix: Matrix) -> Matrix:
     return np.asarray(cv2.invertAffineTransform(matrix), np.float64)
 
 
-def rescale(matrix: Matrix, factor: float) -> Matrix:
-    """The matrix of the same crop at `factor` times its size."""
-    return matrix * factor
-
-
 def scale_of(matrix: Matrix) -> float:
     """How many crop pixels a frame pixel becomes."""
     return float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))

@@ -60,12 +60,14 @@ class Faces:
         """All images that decode; the others leave `entries`."""
         kept = np.empty((len(self.entries), self.size, self.size, 4), np.uint8)
         good: list[Entry] = []
+        damaged: list[Path] = []
         faces = console.track(self._read(self.entries), f"reading {self.label}", len(self.entries), "faces")
         for entry, face in zip(self.entries, faces, strict=True):
-            if face is not None:
+            if face is None:
+                damaged.append(entry.path)
+            else:
                 kept[len(good)] = face
                 good.append(entry)
-        damaged = [entry.path for entry in self.entries if entry not in good] if len(good) < len(self.entries) else []
         if damaged:
             console.warn(f"{len(damaged)} images do not decode and are left out, the first is {damaged[0]}")
         if not good:

@@ -116,7 +116,7 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         if os.name == "posix":
             sync(path.parent)
     except OSError as error:
-        error.filename = str(path)  # not the hidden name
+        _name(error, path, partial)
         raise
     finally:
         partial.unlink(missing_ok=True)
@@ -141,10 +141,16 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         else:
             partial.replace(path)
     except OSError as error:
-        error.filename = str(path)
+        _name(error, path, partial)
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _name(error: OSError, path: Path, partial: Path) -> None:
+    """Let an error of the system name `path` where it names nothing or the hidden `partial`."""
+    if error.filename is None or str(partial) in str(error.filename):
+        error.filename = str(path)
 
 
 def _exchange(path: Path, fresh: Path) -> None:

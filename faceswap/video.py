@@ -137,17 +137,6 @@ def is_image(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def is_video(path: Path) -> bool:
-    """Whether `path` opens as a video; the header is read, nothing is decoded."""
-    if not path.is_file() or is_image(path):
-        return False
-    try:
-        _open(path)[0].close()
-    except MediaError:
-        return False
-    return True
-
-
 def probe(path: Path) -> VideoInfo:
     """Header and first frame of a video. `MediaError`: missing, unreadable or not a video."""
     container, stream = _open(path)

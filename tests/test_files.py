@@ -5,7 +5,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -199,3 +201,16 @@ def test_a_folder_whose_replacement_was_killed_comes_back(tmp_path: Path) -> Non
     write_folder(old, "older")
     files.sweep(tmp_path / "set")
     assert inside(tmp_path) == ["set"] and (tmp_path / "set" / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("whole", [files.whole_file, files.whole_folder])
+def test_an_error_names_the_output_or_what_it_named_itself(tmp_path: Path, whole: Callable[..., Any]) -> None:
+    path = tmp_path / "out"
+    for named in (None, "input.png"):
+        with pytest.raises(OSError, match="full") as caught, whole(path, overwrite=False) as partial:
+            partial.touch()
+            raise OSError(errno.ENOSPC, "full", named)
+        assert caught.value.filename == (named or str(path))
+    with pytest.raises(OSError, match="full") as caught, whole(path, overwrite=False) as partial:
+        raise OSError(errno.ENOSPC, "full", str(partial / "face.png"))
+    assert caught.value.filename == str(path)
