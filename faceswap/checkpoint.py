@@ -5,7 +5,9 @@ A run is a folder:
     recipe.toml                      what it runs with
     state-000012000.safetensors      everything at 12,000 images: weights, EMA, optimizer, random state, progress
     best.safetensors                 the averaged weights that drew held-out faces best: the file to merge with
+    facesets.json                    the folders that each person's faces came from
     metrics.jsonl  previews/  events.out.tfevents.*
+    evaluation.html                  the last faceswap evaluate
 
 Every weight file is one safetensors file with the recipe, the people and a checksum inside. It is written beside its
 place, synced and renamed: a crash leaves the last whole one. Nothing is ever unpickled.
@@ -32,6 +34,7 @@ from faceswap.models import FaceModel
 FORMAT = "faceswap"
 VERSION = 1
 VERSIONS = ("1",)  # that can be read
+FACESETS = "facesets.json"
 STATE = re.compile(r"state-(\d+)\.safetensors")
 
 
@@ -146,6 +149,16 @@ def find(path: Path) -> Path:
         candidates = [path / "best.safetensors", *states(path)]
         path = next((p for p in candidates if p.is_file()), path / "best.safetensors")
     return path
+
+
+def facesets(run: Path) -> dict[str, list[Path]]:
+    """The folders that each person's faces came from; empty if the run does not say."""
+    note = run / FACESETS
+    try:
+        known = json.loads(note.read_text()) if note.is_file() else {}
+        return {str(name): [Path(folder) for folder in folders] for name, folders in known.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise CheckpointError(f"{note}: damaged; delete it and name the faces with --faces") from None
 
 
 def load_model(path: Path) -> tuple[FaceModel, State]:

@@ -341,6 +341,132 @@ def swap_(
 
 
 @main.command()
+@click.option("-o", "out", default="demo", show_default=True, type=FILE, metavar="DIR", help="Folder to make it in.")
+@common
+@budget
+def demo(out: Path, recipe: Recipe, device: str, as_json: bool) -> None:
+    """All of it on two rendered actors, no footage needed, scored against the true swap: DIR/index.html.
+
+    \b
+    Example: faceswap demo
+    """
+    from faceswap.demo import demo as run
+    from faceswap.metrics import text_table
+
+    report = run(out, recipe, device=device)
+    if report.page is None:
+        raise Failure(f"training interrupted; the same command goes on from {out}", INTERRUPTED)
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
+    show(report, f"{text_table(report.scores)}\n{stages}\nopen {report.page} in a browser", as_json)
+
+
+@main.command()
+@click.argument("path", type=FILE, metavar="RUN_OR_FILE")
+@click.option(
+    "--faces", type=FILE, metavar="FACESET", help="Measure on these faces, not on those held out: the target's."
+)
+@click.option("--truth", is_flag=True, help="Against the true swap of synthetic actors; see below.")
+@click.option("--protocol", type=FILE, metavar="FILE.toml", help="Another protocol than configs/benchmark.toml.")
+@click.option("-o", "out", type=FILE, metavar="PAGE.html", help="Page to write.  [default: evaluation.html in the run]")
+@overwrite
+@common
+def evaluate(
+    path: Path,
+    faces: Path | None,
+    truth: bool,
+    protocol: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+) -> None:
+    """How good is a model: a table, and a page with pictures.
+
+    With --truth, of a run on synthetic actors (of faceswap demo, or of faceswap swap on clips of faceswap actors): the
+    swap against the true swap. If RUN_OR_FILE is no run but a folder that is new, or of an earlier such call: the truth
+    benchmark, which trains each pair of its protocol there with the recipe given, and takes a while.
+
+    \b
+    Example: faceswap evaluate anna_as_bert
+    Example: faceswap evaluate benchmark --truth
+    """
+    from faceswap import benchmark, config, metrics
+    from faceswap.evaluate import evaluate as run
+
+    if protocol is not None and not truth:
+        raise click.UsageError("--protocol belongs to --truth")
+    if truth and (faces is not None or out is not None):
+        raise click.UsageError("--faces and -o do not go with --truth")
+    if truth:
+        report = benchmark.evaluate_truth(path, config.load_benchmark(protocol), recipe, device=device)
+    else:
+        report = run(path, recipe, device=device, faces=faces, out=out, overwrite=overwrite)
+    tables = [f"{title}\n{metrics.text_table(rows)}" for title, rows in report.tables.items()]
+    show(report, "\n\n".join([*tables, *report.notes, f"page: {report.page}"]), as_json)
+
+
+@main.group(cls=Commands)
+def actors() -> None:
+    """Rendered people: clips and facesets of nobody, with their truth."""
+
+
+@actors.command()
+@click.option("-o", "out", required=True, type=FILE, metavar="OUT.mp4", help="Video to make; its truth goes beside it.")
+@click.option("--identity", type=click.IntRange(0), default=1, show_default=True, help="Seed of the person.")
+@click.option("--performance", type=click.IntRange(0), default=1, show_default=True, help="Seed of what happens.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=10, show_default=True, help="Length.")
+@click.option("--size", type=click.IntRange(64, 2048), default=480, show_default=True, help="Side in px, even.")
+@click.option("--fps", type=click.IntRange(1, 120), default=25, show_default=True, help="Frames per second.")
+@overwrite
+@common
+def clip(
+    out: Path,
+    identity: int,
+    performance: int,
+    seconds: float,
+    size: int,
+    fps: int,
+    overwrite: bool,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+) -> None:
+    """A clip of an actor with sound, and OUT.truth.npz: identity, pose, expression, landmarks and mask per frame.
+
+    \b
+    Example: faceswap actors clip -o actor.mp4 --identity 7
+    """
+    from fractions import Fraction
+
+    from faceswap.actors import Take, write_clip
+    from faceswap.heads import Identity
+
+    take = Take(Identity.random(identity), performance, max(1, round(seconds * fps)), size, Fraction(fps))
+    report = write_clip(take, out, overwrite=overwrite)
+    rate = report.frames / report.seconds
+    show(report, f"{report.out}: {report.frames} frames, {rate:.1f} frames/s; truth in {report.truth}", as_json)
+
+
+@actors.command("faces")
+@click.option("-o", "out", required=True, type=FILE, metavar="FACESET", help="Folder of faces to make.")
+@click.option("--count", type=click.IntRange(1), default=2000, show_default=True, help="Faces; four per identity.")
+@click.option("--size", type=click.IntRange(32, 1024), default=256, show_default=True, help="Side of the crops in px.")
+@overwrite
+@common
+def faces_(out: Path, count: int, size: int, overwrite: bool, recipe: Recipe, device: str, as_json: bool) -> None:
+    """A generic faceset of many people, each face with its truth in the metadata: something to pretrain on.
+
+    \b
+    Example: faceswap actors faces -o many --count 2000
+    """
+    from faceswap.actors import write_faces
+
+    report = write_faces(out, count, size=size, seed=recipe.seed, overwrite=overwrite)
+    show(report, f"{report.out}: {report.frames} faces, {report.frames / report.seconds:.1f} faces/s", as_json)
+
+
+@main.command()
 @common
 def doctor(recipe: Recipe, device: str, as_json: bool) -> None:
     """Versions, device, what works, what is missing and the remedy.

@@ -8,7 +8,7 @@ they are given.
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,12 +17,17 @@ from faceswap.errors import RecipeError
 from faceswap.files import shipped
 from faceswap.registry import suggest
 
+PROTOCOL = "benchmark.toml"  # the one file in configs/ that is no recipe
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Checked = TypeVar("Checked", bound=Section)
 
 
 class ExtractRecipe(Section):
@@ -110,6 +115,31 @@ class MergeRecipe(Section):
     crf: int = Field(17, ge=0, le=51)  # H.264 quality; lower is better, 0 is lossless
 
 
+class BenchmarkPair(Section):
+    """Who plays what: seeds of two identities and of their performances."""
+
+    source: int = Field(ge=0)
+    source_performance: int = Field(ge=0)
+    target: int = Field(ge=0)
+    target_performance: int = Field(ge=0)
+
+
+class Benchmark(Section):
+    """The protocol of the truth benchmark, see `configs/benchmark.toml`."""
+
+    size: int = Field(ge=64, le=1024, multiple_of=2)  # px, side of the frames
+    rate: int = Field(ge=1)  # frames/s
+    seconds: float = Field(gt=0)  # of each clip
+    images: int = Field(ge=0)  # training budget per pair; 0: by minutes
+    minutes: float = Field(0.0, ge=0)  # the same in time, to compare recipes at equal time; 0: by images
+    every: int = Field(ge=2)  # every Nth frame of the target is scored, with the one after it
+    pairs: list[BenchmarkPair] = Field(min_length=1)
+
+    @property
+    def frames(self) -> int:
+        return round(self.seconds * self.rate)
+
+
 class Recipe(Section):
     """All options. `to_toml` and `load` are inverse to each other."""
 
@@ -166,8 +196,14 @@ def load(path: Path | None = None, settings: Sequence[str] = (), seed: int | Non
     return check(values, where or "recipe")
 
 
+def load_benchmark(path: Path | None = None) -> Benchmark:
+    """The protocol of the truth benchmark: that of a file, or the one that ships."""
+    path = path or shipped("configs") / PROTOCOL
+    return _checked(Benchmark, parse(_read(path), str(path)), str(path))
+
+
 def _read(path: Path) -> str:
-    ours = {recipe.stem: recipe for recipe in shipped("configs").glob("*.toml")}
+    ours = {file.stem: file for file in shipped("configs").glob("*.toml") if file.name != PROTOCOL}
     if not path.exists() and str(path) in ours:
         path = ours[str(path)]
     try:
@@ -189,26 +225,34 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
 def check(values: Mapping[str, Any], where: str) -> Recipe:
     """Plain values to a recipe; `RecipeError` on the first mistake."""
+    return _checked(Recipe, values, where)
+
+
+def _checked(kind: type[Checked], values: Mapping[str, Any], where: str) -> Checked:
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        unknown = [
+            found for found in error.errors() if found["type"] == "extra_forbidden"
+        ]  # the likely cause of others
+        first = (unknown or error.errors())[0]
         keys = [str(part) for part in first["loc"]]
         key = ".".join(keys)
         if first["type"] == "extra_forbidden":
-            raise RecipeError(f"{where}: unknown key {key!r}; {suggest(keys[-1], _siblings(keys))}") from None
+            raise RecipeError(f"{where}: unknown key {key!r}; {suggest(keys[-1], _siblings(kind, keys))}") from None
         if first["type"] == "model_type":
             raise RecipeError(f"{where}: {key} = {first['input']!r}: expected a section with keys of its own") from None
         raise RecipeError(f"{where}: {key} = {first['input']!r}: {first['msg'].lower()}") from None
 
 
-def _siblings(keys: Sequence[str]) -> list[str]:
+def _siblings(model: type[BaseModel], keys: Sequence[str]) -> list[str]:
     """The keys that are known where `keys` points."""
-    model: type[BaseModel] = Recipe
     for key in keys[:-1]:
-        annotation = model.model_fields[key].annotation
-        assert isinstance(annotation, type)
-        model = annotation
+        if not key.isdecimal():  # the number of a section in a list of them
+            annotation = model.model_fields[key].annotation
+            annotation = next(iter(get_args(annotation)), annotation)
+            assert isinstance(annotation, type)
+            model = annotation
     return list(model.model_fields)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from faceswap import align, console, detectors, files
 from faceswap.config import ExtractRecipe
 from faceswap.detectors import Face
-from faceswap.errors import FacesetError, OutputExistsError, UsageError
-from faceswap.faceset import SUFFIXES, FaceMeta, read_meta, write_face
+from faceswap.errors import FacesetError, UsageError
+from faceswap.faceset import FaceMeta, refuse_foreign, write_face
 from faceswap.video import Frame, frame_count, read_frames
 
 
@@ -43,7 +43,7 @@ def extract(
     files.refuse_same(out, inputs)
     files.refuse_existing(out, overwrite)
     if out.exists():
-        _refuse_foreign(out)
+        refuse_foreign(out)
     names = _names(inputs)
     for path in inputs:
         frame_count(path)  # a wrong name is said before the work begins
@@ -105,13 +105,3 @@ def _meta(number: int, frame: Frame, rank: int, face: Face, recipe: ExtractRecip
         detector=recipe.detector,
         probability=round(face.probability, 5),
     )
-
-
-def _refuse_foreign(out: Path) -> None:
-    """`OutputExistsError` if replacing `out` would destroy anything that is not an extracted face."""
-    litter = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of file browsers
-    for path in sorted(p for p in out.iterdir() if p.name not in litter) if out.is_dir() else [out]:
-        if not out.is_dir() or path.is_dir() or path.suffix.lower() not in SUFFIXES or read_meta(path) is None:
-            raise OutputExistsError(
-                f"{out}: --overwrite replaces facesets only, {path.name} is no extracted face; choose another -o"
-            )

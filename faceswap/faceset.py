@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceswap import align
-from faceswap.errors import FacesetError
+from faceswap.errors import FacesetError, OutputExistsError
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damaged images are said by us, once
 
@@ -49,6 +49,7 @@ class FaceMeta:
     detector: str
     probability: float
     input: int = 0  # number of the input among those extracted together
+    truth: dict[str, Any] | None = None  # of a rendered face: what it was rendered from, see actors.write_faces
     version: int = VERSION
 
     def crop_points(self, size: int) -> NDArray[np.float64]:
@@ -102,6 +103,16 @@ class Faceset:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def refuse_foreign(out: Path) -> None:
+    """`OutputExistsError` if replacing `out` would destroy anything that is not an extracted face."""
+    litter = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of file browsers
+    for path in sorted(p for p in out.iterdir() if p.name not in litter) if out.is_dir() else [out]:
+        if not out.is_dir() or path.is_dir() or path.suffix.lower() not in SUFFIXES or read_meta(path) is None:
+            raise OutputExistsError(
+                f"{out}: --overwrite replaces facesets only, {path.name} is no extracted face; choose another -o"
+            )
 
 
 def write_face(path: Path, image: NDArray[Any], meta: FaceMeta, *, quality: int = 95) -> None:
@@ -163,6 +174,7 @@ def _is_sound(meta: FaceMeta) -> bool:
     """Whether metadata, which anybody may have edited, has the types and shapes that the rest relies on."""
     whole = all(type(number) is int and number >= 0 for number in (meta.frame, meta.face, meta.input))
     words = isinstance(meta.source, str) and isinstance(meta.detector, str)
+    words = words and isinstance(meta.truth, dict | None)
     if not (whole and words and type(meta.size) is int and meta.size > 0):
         return False
     shapes = ((meta.box, (4,)), (meta.points, (5, 2)), (meta.matrix, (2, 3)), ((meta.time, meta.probability), (2,)))

@@ -12,6 +12,7 @@ from faceswap.errors import CheckpointError, UsageError
 from faceswap.video import check_name, probe
 
 DEFAULT_MINUTES = 20.0
+NOTE = "work.json"  # in a work folder: what it was made from
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Report:
     """What a whole swap did; `merge` is None when training was interrupted."""
 
     work: Path
+    extraction: dict[str, extract.Report]  # source and target, as far as they were extracted this time
     training: train.Report
     merge: swap.Report | None
 
@@ -47,21 +49,32 @@ def swap_pair(
     blend.get(recipe.merge.blend)
     place = resolve(device)
     _claim(work, {"source": source, "target": target}, recipe)
-    facesets = {"source": work / "source", "target": work / "target"}
+    facesets, extraction = {"source": work / "source", "target": work / "target"}, {}
     for (name, faceset), path in zip(facesets.items(), (source, target), strict=True):
         if faceset.exists():
             console.say(f"{faceset}: extracted already")
             continue
         # Every frame of the target is needed later: merging reuses what was found.
         how = recipe.extract if name == "source" else recipe.extract.model_copy(update={"every": 1})
-        extract.extract([path], faceset, how, device=str(place))
+        extraction[name] = extract.extract([path], faceset, how, device=str(place))
     people, run = {name: [faceset] for name, faceset in facesets.items()}, work / "run"
     training = train.train(recipe, people, run, device=str(place), base=_base(recipe, run))
     if training.reason == "interrupted":
-        return Report(work, training, None)
+        return Report(work, extraction, training, None)
     swapper = swap.Swapper(run, recipe.merge, place)
     find_faces = swap.recalling(facesets["target"], target)
-    return Report(work, training, swap.swap_video(target, out, swapper, find_faces, overwrite=overwrite))
+    merged = swap.swap_video(target, out, swapper, find_faces, overwrite=overwrite)
+    return Report(work, extraction, training, merged)
+
+
+def footage(work: Path) -> dict[str, Path]:
+    """The videos that a work folder was made from: source and target; `UsageError` if it is none."""
+    note = work / NOTE
+    try:
+        known = json.loads(note.read_text())
+        return {name: Path(known[name]["file"]) for name in ("source", "target")}
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UsageError(f"{work}: expected a work folder of faceswap swap, found no {NOTE} that is one") from None
 
 
 def _base(recipe: Recipe, run: Path) -> Path | None:
@@ -80,7 +93,7 @@ def _claim(work: Path, videos: dict[str, Path], recipe: Recipe) -> None:
         probe(path)
         facts = path.stat()
         made_from[name] = {"file": str(path.resolve()), "bytes": facts.st_size, "modified": facts.st_mtime}
-    note = work / "work.json"
+    note = work / NOTE
     if note.exists():
         try:
             known = dict(json.loads(note.read_text()))

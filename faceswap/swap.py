@@ -16,9 +16,11 @@ from faceswap.detectors import Face
 from faceswap.errors import CheckpointError, FacesetError
 from faceswap.faceset import Faceset
 from faceswap.masks import face_mask
+from faceswap.models import FaceModel
 from faceswap.video import Frame, VideoWriter, frame_count, read_frames
 
 Detected = tuple[Frame, list[Face]]
+Drawn = tuple[NDArray[np.float32], NDArray[np.float32]]  # face and mask
 FindFaces = Callable[[Iterable[Frame]], Iterator[Detected]]
 
 SOURCE = 0  # the person drawn: pairs are trained as source, target
@@ -48,7 +50,7 @@ class Swapper:
         self.name = f"{checkpoint.find(weights).name} {state.progress.images} images"
         self.size, self.recipe, self.device = state.recipe.model.resolution, recipe, device
         self.model.to(device)
-        self.color, self.blend = color.get(recipe.color), blend.get(recipe.blend)
+        color.get(recipe.color), blend.get(recipe.blend)  # a wrong name is said before the work begins
 
     def __call__(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, int]]:
         """Each frame in order with the number of faces replaced; one without a face is passed on untouched."""
@@ -73,39 +75,49 @@ class Swapper:
             image, replaced = frame.image, 0
             for found in faces:
                 crop, (face, mask), matrix = next(drawn)
-                before, image = image, self.merge(image, crop, face, mask, matrix, found)
+                before, image = image, merge(image, crop, face, mask, matrix, found, self.recipe)
                 replaced += image is not before
             yield (frame.with_image(image) if replaced else frame), replaced
 
-    @torch.inference_mode()
-    def draw(self, crops: Sequence[NDArray[Any]]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Canonical crops (R, R, 3) uint8 RGB as faces of the source: (R, R, 3) and mask (R, R), float32 [0, 1]."""
-        for start in range(0, len(crops), self.recipe.batch):
-            stacked = np.stack(crops[start : start + self.recipe.batch])
-            pixels = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-            person = torch.full((len(stacked),), SOURCE, dtype=torch.int64, device=self.device)
-            faces, masks = self.model(pixels, person)
-            yield from zip(faces.permute(0, 2, 3, 1).cpu().numpy(), masks[:, 0].cpu().numpy(), strict=True)
+    def draw(self, crops: Sequence[NDArray[Any]]) -> Iterator[Drawn]:
+        """The crops (R, R, 3) uint8 RGB as faces of the source."""
+        return draw(self.model, crops, SOURCE, self.recipe.batch, self.device)
 
-    def merge(
-        self,
-        image: NDArray[Any],  # frame (H, W, 3) uint8 RGB
-        crop: NDArray[Any],  # the target's face (R, R, 3) uint8 RGB, cut out of it
-        face: NDArray[np.float32],  # the source's face (R, R, 3) RGB [0, 1], drawn from the crop
-        mask: NDArray[np.float32],  # (R, R) [0, 1], as drawn
-        matrix: align.Matrix,  # (2, 3), frame to crop
-        found: Face,
-    ) -> NDArray[Any]:
-        """The frame with one drawn face coloured like the footage and laid in.
 
-        The mask is the network's, bounded by that of the landmarks: a network that errs cannot paint the background.
-        `image` itself comes back if nothing of the face shows.
-        """
-        bound = face_mask(align.apply(matrix, found.points), self.size)
-        mask = np.minimum(mask, bound)
-        face = self.color(face, crop.astype(np.float32) / np.float32(255), mask)
-        soft = blend.soften(mask, self.recipe.erode, self.recipe.feather)
-        return blend.paste(image, face, soft, matrix, self.blend)
+@torch.inference_mode()
+def draw(
+    model: FaceModel,
+    crops: Sequence[NDArray[Any]],  # canonical crops (R, R, 3) uint8 RGB
+    person: int,
+    batch: int,
+    device: torch.device,
+) -> Iterator[Drawn]:
+    """Faces drawn as `person`: (R, R, 3) and mask (R, R), float32 in [0, 1]."""
+    for start in range(0, len(crops), batch):
+        stacked = np.stack(crops[start : start + batch])
+        pixels = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().div_(255)
+        faces, masks = model(pixels, torch.full((len(stacked),), person, dtype=torch.int64, device=device))
+        yield from zip(faces.permute(0, 2, 3, 1).cpu().numpy(), masks[:, 0].cpu().numpy(), strict=True)
+
+
+def merge(
+    image: NDArray[Any],  # frame (H, W, 3) uint8 RGB
+    crop: NDArray[Any],  # the target's face (R, R, 3) uint8 RGB, cut out of it
+    face: NDArray[np.float32],  # the source's face (R, R, 3) RGB [0, 1], drawn from the crop
+    mask: NDArray[np.float32],  # (R, R) [0, 1], as drawn
+    matrix: align.Matrix,  # (2, 3), frame to crop
+    found: Face,
+    recipe: MergeRecipe,
+) -> NDArray[Any]:
+    """The frame with one drawn face coloured like the footage and laid in.
+
+    The mask is the network's, bounded by that of the landmarks: a network that errs cannot paint the background.
+    `image` itself comes back if nothing of the face shows.
+    """
+    mask = np.minimum(mask, face_mask(align.apply(matrix, found.points), len(mask)))
+    face = color.get(recipe.color)(face, crop.astype(np.float32) / np.float32(255), mask)
+    soft = blend.soften(mask, recipe.erode, recipe.feather)
+    return blend.paste(image, face, soft, matrix, blend.get(recipe.blend))
 
 
 def detecting(extract: ExtractRecipe, merge: MergeRecipe, device: str) -> FindFaces:

@@ -1,5 +1,6 @@
 """The loop. Progress is counted in face images; what a step does is a function of the recipe and of progress."""
 
+import json
 import logging
 import math
 import signal
@@ -73,6 +74,7 @@ def train(
     fabric.launch()
     try:
         trainer = Trainer(fabric, recipe, list(people), run)
+        trainer.facesets = {name: [str(folder.resolve()) for folder in folders] for name, folders in people.items()}
         trainer.footage = {name: footage([*kept, *held]) for name, (kept, held) in entries.items()}
         trainer.start(state, origin)
         trainer.read(entries)
@@ -142,6 +144,7 @@ class Trainer:
         self.held_out: dict[str, float] = {}
         self.monitor: Monitor | None = None  # of the first process alone
         self.footage: dict[str, str] = {}
+        self.facesets: dict[str, list[str]] = {}
         torch.manual_seed(recipe.seed)
         self.raw: FaceModel = checkpoint.new_model(recipe, len(people))
         weights = sum(weight.numel() for weight in self.raw.parameters())
@@ -186,8 +189,10 @@ class Trainer:
         self._saved, first, began = time.monotonic(), progress.images, progress.seconds
         if self.fabric.is_global_zero:
             clear_folder(self.run, everything=not progress.steps)
-            with files.whole_file(self.run / "recipe.toml", overwrite=True) as partial:
-                partial.write_text(self.recipe.to_toml())
+            notes = {"recipe.toml": self.recipe.to_toml(), checkpoint.FACESETS: json.dumps(self.facesets, indent=1)}
+            for name, text in notes.items():
+                with files.whole_file(self.run / name, overwrite=True) as partial:
+                    partial.write_text(text)
             self.monitor = Monitor(self.run, progress.images)
         if not progress.steps:
             self.save()  # somewhere to go back to
@@ -400,7 +405,8 @@ def schedule(progress: Progress, recipe: Recipe) -> float:
 
 def _ours(run: Path) -> list[Path]:
     """What a run consists of, as far as it is there."""
-    names = ("recipe.toml", "metrics.jsonl", "best.safetensors", "events.out.tfevents.*", "previews/latest.png")
+    names = ["recipe.toml", checkpoint.FACESETS, "metrics.jsonl", "best.safetensors", "evaluation.html"]
+    names += ["events.out.tfevents.*", "previews/latest.png"]
     found = [path for name in names for path in run.glob(name)]
     return [*found, *run.glob("previews/" + "[0-9]" * 9 + ".png"), *checkpoint.states(run)]
 

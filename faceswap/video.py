@@ -12,7 +12,7 @@ range that the file names. A file that names none is taken as players take it: B
 import errno
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -58,6 +58,7 @@ MATRICES = {
 SCALING = (  # swscale's fast paths darken each trip to RGB and back by a level and repeat chroma samples
     Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
+SOUND_RATE = 44_100  # samples/s of the sound that `write_video` makes
 USUAL_RATE = Fraction(25)  # frames/s of a file that names none, as FFmpeg takes it
 # what a muxer says of itself: the new file has its own
 MUXER_KEYS = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder"})
@@ -541,6 +542,50 @@ def check_name(path: Path) -> None:
         raise UsageError(f"{path}: expected the name of a video, found a folder; choose another -o")
 
 
+def write_video(
+    path: Path,
+    images: Iterable[NDArray[np.uint8]],  # (H, W, 3) RGB, of one size, H and W even
+    rate: Fraction,  # frames/s
+    *,
+    sound: NDArray[np.float32] | None = None,  # (samples,) mono in [-1, 1] at `SOUND_RATE`
+    crf: int = 12,
+    metadata: Mapping[str, str] | None = None,  # tags of the file
+    overwrite: bool = False,
+) -> int:
+    """Write pictures that come from no other file as H.264 (4:2:0, 8 bit, BT.709) with AAC sound; gives how many.
+
+    `UsageError` for an unknown suffix, `OutputExistsError`, `MediaError` if there is no picture or the disk is full.
+    """
+    check_name(path)
+    colors, count = Colors(BT709_TAG, BT709_TAG, BT709_TAG, LIMITED), 0
+    with whole_file(path, overwrite=overwrite) as partial, _explained(path):
+        options = {} if CONTAINERS[path.suffix.lower()] == "matroska" else {"movflags": "use_metadata_tags+faststart"}
+        kind = CONTAINERS[path.suffix.lower()]
+        with av.open(str(partial), "w", format=kind, container_options=options) as output:
+            output.metadata.update(dict(metadata or {}))
+            video = output.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
+            video.pix_fmt, coder = "yuv420p", video.codec_context
+            coder.color_primaries, coder.color_trc = colors.primaries, colors.transfer
+            coder.colorspace, coder.color_range = colors.matrix, colors.range
+            audio = None if sound is None else output.add_stream("aac", rate=SOUND_RATE, layout="mono")
+            for image in images:
+                if not count:
+                    video.height, video.width = image.shape[:2]
+                rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")
+                native = _fitted(rgb, "yuv420p", colors)
+                native.pts, native.time_base, count = count, 1 / rate, count + 1
+                output.mux(video.encode(native))
+            if not count:
+                raise MediaError(f"{path}: no frame was given, so no file was made")
+            output.mux(video.encode(None))
+            if audio is not None and sound is not None:
+                samples = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+                samples.sample_rate = SOUND_RATE
+                output.mux(audio.encode(samples))
+                output.mux(audio.encode(None))
+    return count
+
+
 class VideoWriter:
     """Writes frames as H.264 into a file that is otherwise like the video `like`; use it in a `with`.
 
@@ -578,7 +623,7 @@ class VideoWriter:
             console.warn(f"{like.name}: interlaced: written as progressive; deinterlace it first")
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack, self._explained():
+        with ExitStack() as stack, _explained(self.path):
             partial = stack.enter_context(whole_file(self.path, overwrite=self._overwrite))
             source, stream = _open(self.like)
             stack.enter_context(source)
@@ -598,7 +643,7 @@ class VideoWriter:
         if error is not None:  # the caller's own, not to be explained
             self._stack.__exit__(kind, error, trace)
             return
-        with self._explained():
+        with _explained(self.path):
             self._stack.close()
 
     def write(self, frame: Frame) -> None:
@@ -607,7 +652,7 @@ class VideoWriter:
         native.pts = self._ticks.next(round((frame.time - self._origin) / self.info.time_base))
         native.time_base = self.info.time_base
         native.pict_type = PictureType.NONE  # x264 decides, not the encoder that made the input
-        with self._explained():
+        with _explained(self.path):
             self._mux(native)
         self.written += 1
 
@@ -686,17 +731,18 @@ class VideoWriter:
         self._sound.copy_until(None)
         self._output.close()
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what FFmpeg and the system say into a `MediaError`."""
-        try:
-            yield
-        except (av.FFmpegError, OSError) as error:
-            if error.errno == errno.ENOSPC:
-                place = self.path.absolute().parent
-                message = f"{self.path}: disk full in {place}; nothing was left there; free some space and repeat"
-                raise MediaError(message) from error
-            raise MediaError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what FFmpeg and the system say while `path` is written into a `MediaError`."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        if error.errno == errno.ENOSPC:
+            place = path.absolute().parent
+            message = f"{path}: disk full in {place}; nothing was left there; free some space and repeat"
+            raise MediaError(message) from error
+        raise MediaError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 class _Sound:

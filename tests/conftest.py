@@ -5,11 +5,13 @@ import footage
 import pytest
 import torch
 
-from faceswap import extract
-from faceswap.config import ExtractRecipe
+from faceswap import benchmark, config, evaluate, extract
+from faceswap.config import Benchmark, ExtractRecipe, Recipe
 
 torch.set_num_threads(1)  # tests run side by side
 os.environ["OMP_NUM_THREADS"] = "1"  # and so do the processes that they start
+
+evaluate.EMBEDDED = 3  # an embedder, where there is one, is slow
 
 SMALL = ExtractRecipe(size=64, min_size=40)
 
@@ -31,3 +33,39 @@ def facesets(clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     for name, clip in clips.items():
         extract.extract([clip], folder / name, SMALL)
     return {name: folder / name for name in clips}
+
+
+TINY = config.check(
+    {
+        "extract": {"size": 96, "min_size": 30},
+        "model": {"resolution": 32, "width": 4, "code": 16},
+        "data": {"batch": 4, "holdout": 0.3},
+        "train": {"preview_images": 40},
+    },
+    "tests",
+)
+PROTOCOL = Benchmark.model_validate(
+    {
+        **{"size": 128, "rate": 25, "seconds": 0.72, "images": 40, "every": 6},
+        "pairs": [{"source": 31, "source_performance": 21, "target": 26, "target_performance": 22}],
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Recipe:
+    """A recipe that trains in seconds."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def protocol() -> Benchmark:
+    """A benchmark of one pair that takes seconds."""
+    return PROTOCOL
+
+
+@pytest.fixture(scope="session")
+def benched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, benchmark.Report]:
+    """The folder and the report of the tiny benchmark: read only."""
+    folder = tmp_path_factory.mktemp("benchmark") / "bench"
+    return folder, benchmark.run(PROTOCOL, TINY, folder, device="cpu")

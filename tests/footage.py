@@ -3,10 +3,11 @@
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from faceswap import video
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"  # real footage, where a workplace has it
 
@@ -79,19 +80,7 @@ def write_clip(
     path: Path, images: list[NDArray[np.uint8]], *, rate: Fraction = Fraction(25), sound: bool = True
 ) -> Path:
     """An H.264 clip of the images, with a tone."""
-    with av.open(path, "w") as container:
-        video = container.add_stream("libx264", rate=rate, options={"crf": "12", "preset": "veryfast"})
-        video.height, video.width = images[0].shape[:2]
-        video.pix_fmt = "yuv420p"
-        audio = container.add_stream("aac", rate=44100, layout="mono") if sound else None
-        for image in images:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(video.encode(None))
-        if audio is not None:
-            count = int(44100 * len(images) / rate)
-            tone = np.sin(2 * np.pi * 440 * np.arange(count) / 44100).astype(np.float32)[None] / 4
-            frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-            frame.sample_rate = 44100
-            container.mux(audio.encode(frame))
-            container.mux(audio.encode(None))
+    count = int(video.SOUND_RATE * len(images) / rate)
+    tone = np.sin(2 * np.pi * 440 * np.arange(count) / video.SOUND_RATE).astype(np.float32) / 4
+    video.write_video(path, images, rate, sound=tone if sound else None)
     return path

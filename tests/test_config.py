@@ -146,7 +146,7 @@ def test_a_recipe_does_not_change_underway() -> None:
 
 
 def test_every_recipe_that_ships_loads_and_survives_a_round_trip(tmp_path: Path) -> None:
-    paths = sorted(CONFIGS.glob("*.toml"))
+    paths = sorted(p for p in CONFIGS.glob("*.toml") if p.name != config.PROTOCOL)
     assert paths, f"{CONFIGS} holds no recipe"
     for path in paths:
         recipe = config.load(path)

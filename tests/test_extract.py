@@ -55,7 +55,7 @@ def test_the_points_lie_where_the_face_was_drawn(clips: dict[str, Path], faceset
         phase = 2 * np.pi * entry.meta.frame / 12
         turn = 3 * np.sin(phase / 2)
         truth = footage.UNIT_POINTS + np.array([80 + 4 * np.sin(phase) + turn, 78 + 3 * np.cos(phase)])
-        assert np.linalg.norm(np.array(entry.meta.points) - truth, axis=1).max() < 4
+        assert np.linalg.norm(np.array(entry.meta.points) - truth, axis=1).max() < 4.5
 
 
 def test_every_other_frame_keeps_the_frames_numbers(clips: dict[str, Path], tmp_path: Path) -> None:

@@ -93,3 +93,66 @@ def test_the_face_counts_more_than_the_background() -> None:
     outside = losses.reconstruction(left, mask, target, mask, weights)["l1"]
     inside = losses.reconstruction(right, mask, target, mask, weights)["l1"]
     assert inside / outside == pytest.approx(10, rel=1e-3)
+
+
+def test_ms_ssim_of_known_images() -> None:
+    for side in (32, 96, 192):
+        x, gray, black = images(side=side), torch.full((2, 3, side, side), 0.5), torch.zeros(2, 3, side, side)
+        whole = torch.ones(2, 1, side, side)
+        assert losses.ms_ssim(x, x, whole) == pytest.approx(0, abs=1e-6)
+        shares = losses.SCALES[: {32: 2, 96: 3, 192: 5}[side]]
+        luminance = losses.K1**2 / (0.5**2 + losses.K1**2)  # only it differs, and counts at the coarsest scale alone
+        expected = 1 - luminance ** (shares[-1] / sum(shares))
+        assert losses.ms_ssim(gray, black, whole) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("side", [11, 21, 22, 32, 43, 44, 87, 160, 161, 175, 176])
+def test_ms_ssim_works_on_any_side_that_its_window_fits(side: int) -> None:
+    x, whole = images(side=side), torch.ones(2, 1, side, side)
+    assert losses.ms_ssim(x, x, whole) == pytest.approx(0, abs=1e-6)
+    worse = losses.ms_ssim(images(1, side), x, whole)
+    assert ((worse > 0.1) & (worse <= 1)).all()
+    wide = images(side=side + 30)[..., :side, :]
+    assert losses.ms_ssim(wide, wide, torch.ones(2, 1, side, side + 30)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("side", [32, 176])
+def test_ms_ssim_has_a_finite_gradient_everywhere(side: int) -> None:
+    x, flat = images(side=side), torch.full((2, 3, side, side), 0.5)
+    mask = torch.zeros(2, 1, side, side)
+    mask[..., side // 4 : -side // 4, side // 4 : -side // 4] = 1
+    for prediction, target in ((x, x), (1 - x, x), (flat, x), (flat, flat), (0 * flat, flat * 2), (images(1, side), x)):
+        for weight in (mask, torch.ones_like(mask), torch.zeros_like(mask)):
+            start = prediction.clone().requires_grad_()
+            loss = losses.ms_ssim(start, target, weight)
+            loss.sum().backward()
+            assert start.grad is not None and start.grad.isfinite().all() and loss.isfinite().all()
+
+
+def test_the_gradient_of_ms_ssim_agrees_with_finite_differences() -> None:
+    target, weight = images(side=48).double(), torch.rand(2, 1, 48, 48, generator=torch.Generator().manual_seed(3))
+    start = (0.5 * target + 0.5 * images(1, side=48)).requires_grad_()
+    losses.ms_ssim(start, target, weight).sum().backward()
+    assert start.grad is not None
+    way = start.grad / start.grad.norm() * 1e-1
+    ahead, behind = (losses.ms_ssim(start.detach() + s * way, target, weight).sum() for s in (1, -1))
+    assert float(ahead - behind) / 2 == pytest.approx(float((start.grad * way).sum()), rel=2e-2)
+
+
+def test_descending_ms_ssim_leads_to_the_target() -> None:
+    target, whole = images(side=48), torch.ones(2, 1, 48, 48)
+    drawn = torch.full_like(target, 0.5)
+    first = losses.ms_ssim(drawn, target, whole)
+    for step in range(60):
+        drawn.requires_grad_()
+        (gradient,) = torch.autograd.grad(losses.ms_ssim(drawn, target, whole).sum(), drawn)
+        drawn = drawn.detach() - 0.05 * 0.95**step * gradient.sign()
+    assert (losses.ms_ssim(drawn, target, whole) < 0.1).all() and (first > 0.5).all()
+
+
+def test_ms_ssim_scores_each_face_by_itself() -> None:
+    x, y = images(side=64), images(1, side=64)
+    weight = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(3))
+    alone = [losses.ms_ssim(x[i : i + 1], y[i : i + 1], weight[i : i + 1]) for i in (0, 1)]
+    assert torch.allclose(losses.ms_ssim(x, y, weight), torch.cat(alone), atol=1e-6)
+    assert alone[0] != pytest.approx(alone[1], abs=1e-5)

@@ -23,9 +23,11 @@ def test_every_command_line_in_it_parses() -> None:
     lines = faceswap_lines()
     assert {words[0] for words in lines} == set(main.commands)
     for words in lines:
-        command = main.commands[words[0]]
-        context = click.Context(command, info_name=words[0])
-        command.parse_args(context, list(words[1:]))  # UsageError if an option is missing or unknown
+        command = main.commands[words.pop(0)]
+        while isinstance(command, click.Group):
+            command = command.commands[words.pop(0)]
+        context = click.Context(command, info_name=command.name)
+        command.parse_args(context, list(words))  # UsageError if an option is missing or unknown
 
 
 def test_ci_runs_its_test_command() -> None:

@@ -1,0 +1,296 @@
+"""The truth benchmark: synthetic actors play a target's take with the source's face, and the swap is held against it.
+
+Nobody has footage of one person making another's exact movements; a renderer has. The protocol stands in
+`configs/benchmark.toml`. Beside each swap stand the target as it is, unswapped (the floor), and the truth itself sent
+through the model's resolution and laid back (the ceiling).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from faceswap import actors, align, checkpoint, console, detectors, evaluate, metrics, page, pair, swap
+from faceswap.actors import Moment, Take
+from faceswap.config import Benchmark, Recipe
+from faceswap.detectors import Face
+from faceswap.devices import resolve
+from faceswap.errors import UsageError
+from faceswap.evaluate import SIZE, Report, Rows
+from faceswap.faceset import Faceset, read_image
+from faceswap.heads import Expression, Identity
+from faceswap.masks import face_mask
+from faceswap.render import Actor, Shot, background
+from faceswap.video import read_frames
+
+FIT_SIZE = 64  # px, side of the crops in which expressions are fitted
+FIT_SCALE = 0.5  # size of their renders in units of the take's
+RIDGE = 5e-4  # weight, per pixel, of an expression's deviation from the truth
+RANGES = {"gaze_x": 36.0, "gaze_y": 16.0}  # degrees; every other part of an expression goes from 0 to 1
+
+Images = Mapping[int, NDArray[Any]]  # frame number -> (H, W, 3) uint8 RGB
+
+
+def evaluate_truth(path: Path, protocol: Benchmark, recipe: Recipe, *, device: str = "auto") -> Report:
+    """Score the run or weight file `path` against its truth, or carry the protocol out in the folder `path`."""
+    weights = checkpoint.find(path)
+    if not weights.exists() and not (path / "recipe.toml").exists():
+        return run(protocol, recipe, path, device=device)
+    run_folder, notes = weights.parent, list[str]()
+    rows, pictures = score_run(weights, recipe, protocol.every, device=device, notes=notes)
+    out = run_folder / "evaluation.html"
+    tables = {"the swap against the truth": rows}
+    page.write(
+        out, f"{weights.name} against the truth", [page.Text(notes), *_figures(tables), pictures], overwrite=True
+    )
+    return Report(weights, checkpoint.read(weights).progress.images, tables, notes, out)
+
+
+def _figures(tables: Mapping[str, Rows]) -> list[page.Figures]:
+    return [page.Figures(title, rows) for title, rows in tables.items()]
+
+
+def run(protocol: Benchmark, recipe: Recipe, folder: Path, *, device: str = "auto") -> Report:
+    """Carry the protocol out in `folder`, or go on with it, and score it.
+
+    `UsageError` if the folder holds another protocol's clips or a training that used another recipe.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "pair1").exists():
+        raise UsageError(
+            f"{folder}: expected a folder of the benchmark or a new one, found other files; choose another"
+        )
+    recipe = recipe.changed(train={"images": protocol.images, "minutes": protocol.minutes})
+    tables: dict[str, Rows] = {}
+    blocks: list[page.Block] = []
+    report = Report(folder, protocol.images, {}, [])
+    for number, cast in enumerate(protocol.pairs, 1):
+        where = folder / f"pair{number}"
+        source, target = (
+            Take(Identity.random(who), performance, protocol.frames, protocol.size, Fraction(protocol.rate))
+            for who, performance in ((cast.source, cast.source_performance), (cast.target, cast.target_performance))
+        )
+        console.say(f"pair {number} of {len(protocol.pairs)}: actor {cast.source} as actor {cast.target}")
+        clips = {"source": source, "target": target}
+        render(where, clips)
+        done = pair.swap_pair(
+            where / "source.mp4",
+            where / "target.mp4",
+            where / "swapped.mp4",
+            recipe,
+            device=device,
+            work=where / "work",
+            overwrite=True,
+        )
+        if done.merge is None:
+            raise KeyboardInterrupt
+        rows, pictures = score_run(where / "work" / "run", recipe, protocol.every, device=device, notes=report.notes)
+        tables[f"pair {number}: actor {cast.source} as actor {cast.target}"] = rows
+        blocks.append(replace(pictures, title=f"Pair {number}"))
+    tables = {"mean of all pairs": _mean(list(tables.values())), **tables}
+    where = folder / "evaluation.html"
+    page.write(where, "Truth benchmark", [page.Text(report.notes), *_figures(tables), *blocks], overwrite=True)
+    return replace(report, tables=tables, page=where)
+
+
+def score_run(
+    path: Path,  # a run of `faceswap swap` on actors' clips, or a weight file of it
+    recipe: Recipe,  # of which `extract` (the detector) and `merge` are used
+    every: int,  # every Nth frame is scored, with the one after it
+    *,
+    device: str = "auto",
+    notes: list[str],  # what must be said is added here
+) -> tuple[Rows, page.Pictures]:
+    """Score a swap against the truth, beside the floor and the ceiling; `UsageError` if the truth is not known."""
+    weights = checkpoint.find(path)
+    work, place = weights.parent.parent, resolve(device)
+    clips = pair.footage(work)
+    source, target = (actors.read_take(actors.truth_path(clips[name])) for name in ("source", "target"))
+    truth = target.with_face_of(source.identity)
+    numbers = list(range(0, truth.frames - 1, every))
+    wanted = sorted({*numbers, *(number + 1 for number in numbers)})
+    shots = dict(zip(wanted, truth.shots(wanted), strict=True))
+    swapper = swap.Swapper(weights, recipe.merge, place)
+    recall = swap.recalling(work / "target", clips["target"])
+    detected = list(recall(frame for frame in read_frames(clips["target"]) if frame.index in shots))
+    plain = {frame.index: np.asarray(frame.image) for frame, _ in detected}
+    swapped = {frame.index: np.asarray(frame.image) for frame, _ in swapper(detected)}
+    best = {
+        frame.index: recropped(plain[frame.index], shots[frame.index].image, faces, swapper.size, recipe)
+        for frame, faces in detected
+    }
+    videos = {"swap": swapped, "floor: target unswapped": plain, f"ceiling: truth at {swapper.size} px": best}
+    detector = detectors.build(recipe.extract.detector, threshold=0.5, min_size=SIZE / 4, device=str(place))
+    scored = {name: score(truth, shots, images, numbers, detector) for name, images in videos.items()}
+    rows: Rows = {name: values for name, (values, _) in scored.items()}
+    albums = {name: _album(work / name, clips[name].name) for name in ("source", "target")}
+    crops = {name: crops for name, (_, crops) in scored.items()}
+    for name, found in evaluate.likeness(albums["source"], albums["target"], crops, notes).items():
+        rows[name] |= found
+    return rows, _pictures(plain, swapped, best, shots, numbers)
+
+
+def score(
+    truth: Take,
+    shots: Mapping[int, Shot],  # of the truth: the frames that are scored, and the one after each
+    images: Images,  # the same frames of the video to score
+    numbers: Sequence[int],  # the frames that are scored
+    detector: detectors.Detector,
+) -> tuple[dict[str, float | None], list[NDArray[np.uint8]]]:
+    """The figures of a video against the true swap, and its crops (SIZE, SIZE, 3) uint8 RGB."""
+    moments, actor = truth.moments(), Actor(truth.identity)
+    matrices = {number: align.crop_matrix(shots[number].points, SIZE) for number in numbers}
+    masks = np.stack([align.crop(shots[number].mask, matrices[number], SIZE) for number in numbers]).clip(0, 1)
+
+    def crops(frames: Images, later: int) -> list[NDArray[np.uint8]]:
+        return [align.crop(frames[number + later], matrices[number], SIZE) for number in numbers]
+
+    true = {number: shot.image for number, shot in shots.items()}
+    ours, theirs = (evaluate.view(crops(frames, 0), crops(frames, 1), detector) for frames in (images, true))
+    found: dict[str, float | None] = {
+        name: metrics.mean(values) for name, values in metrics.fidelity(ours.images, theirs.images, masks).items()
+    }
+    points = [align.apply(matrices[number], shots[number].points) for number in numbers]
+    edges = np.stack([face_mask(place, SIZE) for place in points])
+    found |= evaluate.agreement(ours, theirs, masks, edges, same_person=True)
+    found["sharpness"] = evaluate.sharpness(ours.images, masks, theirs.images, masks)
+    fits = [ExpressionFit(actor, truth, moments[number]) for number in numbers]
+    changes = [fit.change(images[number], shots[number]) for fit, number in zip(fits, numbers, strict=True)]
+    found["expression"] = float(100 * np.std(changes, axis=0).mean())
+    return found, crops(images, 0)
+
+
+def recropped(
+    frame: NDArray[Any], truth: NDArray[Any], faces: Sequence[Face], size: int, recipe: Recipe
+) -> NDArray[Any]:
+    """The frame with the true swap's face laid in as a faultless model of `size` px would: the best it could do."""
+    as_it_is = recipe.merge.model_copy(update={"color": "none"})
+    for face in faces[:1]:
+        matrix = align.crop_matrix(face.points, size)
+        drawn = align.crop(truth, matrix, size)
+        whole = np.ones((size, size), np.float32)
+        floats = drawn.astype(np.float32) / np.float32(255)
+        frame = swap.merge(frame, drawn, floats, whole, matrix, face, as_it_is)
+    return frame
+
+
+class ExpressionFit:
+    """How an expression must change to explain a picture.
+
+    The true swap is rendered again with each part of its expression moved a little: that is how the picture changes
+    with it. The difference between a picture and the truth is fitted in least squares by these changes, together with
+    what is no expression: gain and offset of each colour, shift, turn and size. The fit leans to no change (ridge).
+    Linearised analysis by synthesis, as in Blanz and Vetter, "A morphable model for the synthesis of 3D faces", 1999.
+    """
+
+    def __init__(self, actor: Actor, take: Take, moment: Moment) -> None:
+        side = 2 * round(take.size * FIT_SCALE / 2)
+        room = background(take.performance, side, side)
+
+        def render(moment: Moment) -> Shot:
+            given = actors.as_arguments(moment)
+            return actor.render(**given, size=side, background=room, scale=take.scale)
+
+        still = render(moment)
+        matrix = align.crop_matrix(still.points, FIT_SIZE)
+        before = _small(still.image, matrix)
+        self.mask = _where_it_shows(still, matrix)
+        changes = []
+        for part in fields(Expression):
+            reach = RANGES.get(part.name, 1.0)
+            now = getattr(moment.expression, part.name)
+            step = reach / 4 if now < reach / 2 else -reach / 4
+            moved = replace(moment.expression, **{part.name: now + step})
+            after = render(replace(moment, expression=moved))
+            changes.append((_small(after.image, matrix) - before) * (reach / step))
+        self.changes = changes
+
+    def change(self, image: NDArray[Any], truth: Shot) -> NDArray[np.float64]:
+        """How the parts of the expression (9,) must change, in units of their range, to turn the truth into `image`.
+
+        `image` is the frame (H, W, 3) uint8 RGB that shows what `truth` shows.
+        """
+        matrix = align.crop_matrix(truth.points, FIT_SIZE)
+        ours, true = _small(image, matrix), _small(truth.image, matrix)
+        weight = np.sqrt(self.mask)[..., None]
+        columns = [(change * weight).ravel() for change in [*self.changes, *_nuisances(true)]]
+        design = np.stack(columns, 1).astype(np.float64)
+        normal = design.T @ design
+        pixels = float(self.mask.sum()) * 3
+        lean = np.full(len(columns), 1e-9)
+        lean[: len(self.changes)] = RIDGE
+        fitted = np.linalg.solve(normal + np.diag(lean) * pixels, design.T @ ((ours - true) * weight).ravel())
+        return np.asarray(fitted[: len(self.changes)])
+
+
+def _where_it_shows(shot: Shot, matrix: align.Matrix) -> NDArray[np.float32]:
+    """The part (S, S) float32 in [0, 1] of a face's crop that its expression moves most: brows, eyes and mouth."""
+    landmarks = align.apply(matrix, shot.landmarks)
+    mask = np.zeros((FIT_SIZE, FIT_SIZE), np.uint8)
+    for group in (slice(17, 22), slice(22, 27), slice(36, 42), slice(42, 48), slice(48, 60)):
+        cv2.fillConvexPoly(mask, cv2.convexHull(np.round(landmarks[group]).astype(np.int32)), (1,))
+    wide = cv2.dilate(mask, np.ones((FIT_SIZE // 9, FIT_SIZE // 9))).astype(np.float32)
+    inside = align.crop(shot.mask, matrix, FIT_SIZE).clip(0, 1)
+    return np.asarray(cv2.GaussianBlur(wide, (0, 0), FIT_SIZE / 40) * inside, np.float32)
+
+
+def _small(image: NDArray[Any], matrix: align.Matrix) -> NDArray[np.float32]:
+    return align.crop(image, matrix, FIT_SIZE).astype(np.float32) / np.float32(255)
+
+
+def _nuisances(image: NDArray[np.float32]) -> Iterable[NDArray[np.float32]]:
+    """How a picture (S, S, 3) changes when its colours or its place do."""
+    for channel in range(3):
+        alone = np.zeros(3, np.float32)
+        alone[channel] = 1
+        yield image * alone
+        yield np.ones_like(image) * alone
+    down, right = np.gradient(image, axis=(0, 1))
+    y, x = np.mgrid[-1 : 1 : FIT_SIZE * 1j, -1 : 1 : FIT_SIZE * 1j].astype(np.float32)[..., None]
+    for moved in (right, down, x * right + y * down, x * down - y * right):
+        yield np.asarray(moved, np.float32)
+
+
+def _album(folder: Path, video: str) -> list[NDArray[np.uint8]]:
+    """Faces (SIZE, SIZE, 3) uint8 RGB of one person, evenly spread over the footage."""
+    entries = [entry for entry in Faceset.open(folder).entries if entry.meta.source == video]
+    return [read_image(entry.path, SIZE) for entry in evaluate.spread(entries, evaluate.MEASURED)]
+
+
+def _pictures(
+    plain: Images, swapped: Images, best: Images, shots: Mapping[int, Shot], numbers: Sequence[int]
+) -> page.Pictures:
+    columns = ["target", "swap", "truth", "swap - truth, 4 x", "ceiling"]
+    rows = []
+    for number in evaluate.spread(numbers, evaluate.SHOWN):
+        truth = shots[number].image
+        rows.append([plain[number], swapped[number], truth, difference(swapped[number], truth), best[number]])
+    return page.Pictures("The swap and the truth", columns, rows)
+
+
+def difference(image: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.uint8]:
+    """Four times the absolute difference of two pictures (H, W, 3) uint8, for looking at."""
+    apart = np.abs(image.astype(np.int16) - truth) * 4
+    return np.asarray(np.minimum(apart, 255), np.uint8)
+
+
+def render(folder: Path, clips: Mapping[str, Take]) -> None:
+    """Render each clip as NAME.mp4 with its truth, unless it is there; `UsageError` if another one is."""
+    for name, take in clips.items():
+        clip = folder / f"{name}.mp4"
+        if not clip.exists():
+            actors.write_clip(take, clip, overwrite=True)
+        elif actors.read_take(actors.truth_path(clip)) != take:
+            raise UsageError(f"{clip}: another clip than the one asked for; choose another folder")
+
+
+def _mean(tables: Sequence[Rows]) -> Rows:
+    names = list(tables[0])
+    return {
+        row: {key: metrics.mean(np.array([t[row].get(key) for t in tables], np.float64)) for key in tables[0][row]}
+        for row in names
+    }

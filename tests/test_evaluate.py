@@ -1,0 +1,195 @@
+"""Tests of faceswap.evaluate: what is measured of a model when there is no truth."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from faceswap import checkpoint, embedding, evaluate, metrics, swap
+from faceswap.config import Recipe
+from faceswap.errors import CheckpointError, FacesetError, OutputExistsError
+from faceswap.evaluate import Views
+from faceswap.faceset import Faceset
+from faceswap.train import train
+
+
+@pytest.fixture(scope="module")
+def run(facesets: dict[str, Path], tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("evaluate") / "run"
+    recipe = tiny.changed(train={"images": 40})
+    train(recipe, {name: [folder] for name, folder in facesets.items()}, path, device="cpu")
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(run: Path, tiny: Recipe) -> evaluate.Report:
+    return evaluate.evaluate(run, tiny, device="cpu")
+
+
+def test_a_pair_is_measured_as_both_people_and_as_a_swap(report: evaluate.Report, run: Path) -> None:
+    assert report.model == run / "best.safetensors" and report.images == 40
+    people, rows = report.tables.values()
+    assert list(people) == ["source as source", "target as target"]
+    for row in people.values():
+        assert set(row) == {"psnr", "ssim", "ms_ssim"} and row["psnr"] is not None and 5 < row["psnr"] < 40
+    assert list(rows) == ["swap", "noise floor"]
+    expected = {"landmarks", "pose", "mouth", "flicker", "seam", "sharpness", "swap_back", "decoders"}
+    assert expected <= set(rows["swap"]) and expected <= set(rows["noise floor"])
+
+
+def test_the_noise_floor_is_below_what_a_bad_swap_scores(report: evaluate.Report) -> None:
+    rows = report.tables["the swap against the target"]
+    floor: dict[str, Any] = rows["noise floor"]
+    assert floor["landmarks"] < 12 and floor["pose"] < 12 and 0.5 < floor["flicker"] < 1.3
+    assert floor["decoders"] == 1 and floor["seam"] < 3
+
+
+def test_a_swap_that_repeats_the_target_is_exposed(
+    run: Path, tiny: Recipe, tmp_path: Path, report: evaluate.Report
+) -> None:
+    same = tmp_path / "run"
+    shutil.copytree(run, same)
+    state = checkpoint.read(same / "best.safetensors")
+    for name in list(state.tensors):
+        if ".decoders.0." in name:
+            state.tensors[name] = state.tensors[name.replace(".decoders.0.", ".decoders.1.")].clone()
+    checkpoint.write(same / "best.safetensors", state)
+    found = evaluate.evaluate(same, tiny, device="cpu")
+    row = found.tables["the swap against the target"]["swap"]
+    assert row["decoders"] == 0 and any("the swap repeats the target" in note for note in found.notes)
+
+
+def test_the_page_has_the_figures_and_the_pictures(report: evaluate.Report, run: Path) -> None:
+    assert report.page == run / "evaluation.html"
+    text = report.page.read_text()
+    assert "the swap against the target" in text and text.count("<img") >= 5 * 2
+    assert "://" not in text
+
+
+def test_what_is_measured_is_json(report: evaluate.Report) -> None:
+    assert json.loads(json.dumps(report.tables)) == report.tables
+
+
+def test_the_same_evaluation_gives_the_same_figures(report: evaluate.Report, run: Path, tiny: Recipe) -> None:
+    again = evaluate.evaluate(run / "best.safetensors", tiny, device="cpu")
+    assert json.dumps(again.tables) == json.dumps(report.tables)
+
+
+def test_the_held_out_faces_are_those_of_training(run: Path, facesets: dict[str, Path]) -> None:
+    state = checkpoint.read(run / "best.safetensors")
+    people = evaluate._people(run, state, None)
+    for name, folder in facesets.items():
+        assert len(people[name].every) == len(Faceset.open(folder))
+        assert 0 < len(people[name].held) < len(people[name].every)
+
+
+def test_a_page_of_ones_own_is_not_overwritten(run: Path, tiny: Recipe, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.html"
+    mine.write_text("mine")
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        evaluate.evaluate(run, tiny, device="cpu", out=mine)
+    assert mine.read_text() == "mine"
+
+
+def test_other_faces_stand_in_for_the_targets(
+    run: Path, facesets: dict[str, Path], tiny: Recipe, tmp_path: Path
+) -> None:
+    found = evaluate.evaluate(run, tiny, device="cpu", faces=facesets["source"], out=tmp_path / "page.html")
+    rows = found.tables["reconstruction of faces never trained on"]
+    assert rows["target as target"] != rows["source as source"] and found.page == tmp_path / "page.html"
+
+
+def test_faces_that_are_gone_are_said(run: Path, facesets: dict[str, Path], tiny: Recipe, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    note = moved / checkpoint.FACESETS
+    known = json.loads(note.read_text())
+    note.write_text(json.dumps(known | {"source": [str(tmp_path / "gone")]}))
+    found = evaluate.evaluate(moved, tiny, device="cpu")
+    people, rows = found.tables.values()
+    assert list(people) == ["target as target"] and "sharpness" not in rows["swap"]
+    note.write_text(json.dumps(known | {"target": [str(tmp_path / "gone")]}))
+    with pytest.raises(FacesetError, match=r"gone.*name some with --faces"):
+        evaluate.evaluate(moved, tiny, device="cpu")
+    note.write_text("[]")
+    with pytest.raises(CheckpointError, match="damaged; delete it"):
+        evaluate.evaluate(moved, tiny, device="cpu")
+    with pytest.raises(CheckpointError, match="no such weight file"):
+        evaluate.evaluate(tmp_path / "nothing", tiny, device="cpu")
+
+
+def test_a_base_is_measured_by_its_reconstruction(facesets: dict[str, Path], tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.changed(train={"images": 8})
+    train(recipe, {"anyone": [facesets["source"]]}, tmp_path / "base", device="cpu")
+    for faces in (None, facesets["target"]):
+        found = evaluate.evaluate(tmp_path / "base", recipe, device="cpu", faces=faces)
+        assert list(found.tables) == ["reconstruction of faces never trained on"]
+        assert list(found.tables["reconstruction of faces never trained on"]) == ["anyone as anyone"]
+
+
+def test_faces_without_a_next_frame_have_no_flicker(
+    run: Path, facesets: dict[str, Path], tiny: Recipe, tmp_path: Path
+) -> None:
+    lonely = tmp_path / "lonely"
+    lonely.mkdir()
+    for entry in Faceset.open(facesets["target"]).entries[::2]:
+        if entry.meta.frame % 2 == 0:
+            shutil.copy(entry.path, lonely)
+    found = evaluate.evaluate(run, tiny, device="cpu", faces=lonely, out=tmp_path / "page.html")
+    rows = found.tables["the swap against the target"]
+    assert "flicker" not in rows["swap"] and "landmarks" in rows["swap"]
+
+
+def views(shift: float, step: float = 0.1) -> Views:
+    random = np.random.default_rng(0)
+    images = np.full((4, 32, 32, 3), 0.5, np.float32)
+    points = random.uniform(5, 27, (4, 5, 2)) + shift
+    return Views(images, images + np.float32(step), points)
+
+
+def test_another_person_is_not_blamed_for_another_face() -> None:
+    mask = np.zeros((4, 32, 32), np.float32)
+    mask[:, 8:24, 8:24] = 1
+    found = [
+        evaluate.agreement(views(3), views(0), mask, mask, same_person=same_person)["landmarks"]
+        for same_person in (True, False)
+    ]
+    assert found[0] is not None and found[0] > 10 and found[1] == pytest.approx(0, abs=1e-9)
+    flicker = evaluate.agreement(views(0, 0.2), views(0, 0.1), mask, mask, same_person=True)["flicker"]
+    assert flicker == pytest.approx(2)
+
+
+def test_spread_takes_the_ends_and_no_more_than_asked() -> None:
+    assert evaluate.spread(range(100), 3) == [0, 50, 99] and evaluate.spread([7], 3) == [7]
+    assert evaluate.spread([], 3) == [] and evaluate.spread([1, 2], 5) == [1, 2]
+
+
+def test_identity_is_measured_or_said_not_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        name, same, other = "fake", 0.4, 0.6
+
+        def __call__(self, images: Any) -> Any:
+            return np.array([[float(image.mean()), 0.0] for image in images], np.float32)
+
+    faces = {value: [np.full((8, 8, 3), value, np.uint8)] * 3 for value in (10, 20, 40)}
+    notes: list[str] = []
+    monkeypatch.setattr(embedding, "find_embedder", lambda: Fake())
+    found = evaluate.likeness(faces[10], faces[40], {"swap": faces[20], "none": faces[40]}, notes)
+    assert found["swap"] == {"identity_source": 10, "identity_target": 20, "identity_spread": 0}
+    assert found["none"]["identity_target"] == 0 and "10.00 from the source" in notes[0]
+    monkeypatch.setattr(embedding, "find_embedder", lambda: None)
+    assert evaluate.likeness(faces[10], faces[40], {"swap": faces[20]}, notes) == {"swap": {}}
+    assert notes[1] == embedding.NOT_MEASURED
+
+
+def test_the_floor_is_a_swap_without_a_mistake(facesets: dict[str, Path], tiny: Recipe) -> None:
+    entry = Faceset.open(facesets["target"]).entries[0]
+    shot = evaluate._Shot.of(entry, 96)
+    (laid,) = evaluate._merged([shot], [shot.itself()], tiny.merge)
+    assert np.abs(laid.astype(int) - shot.image).mean() < 2 and (laid != shot.image).any()
+    (plain,) = evaluate._merged([shot], None, tiny.merge)
+    assert plain is shot.image
+    assert swap.SOURCE == 0 and set(metrics.TABLE) >= {"decoders", "swap_back"}
