@@ -6,7 +6,10 @@ extract.py   footage to faceset          video, detectors/, align, faceset
 train.py     facesets to a run           batches, augment, models/, losses, strategies/, checkpoint, monitor
 swap.py      footage and run to footage  checkpoint, color, blend, provenance, video
 pair.py      all three, for two videos
-cli.py       the command line over these four
+evaluate.py  how good is it              batches, detectors/, swap, metrics, embedding, page
+actors.py    people who are not real     heads, skins, render: footage whose truth is known
+benchmark.py a swap against its truth    actors, pair, evaluate
+cli.py       the command line over these
 """
 
 __version__ = "0.1.0"

@@ -64,7 +64,7 @@ def run(protocol: Benchmark, recipe: Recipe, folder: Path, *, device: str = "aut
         raise UsageError(
             f"{folder}: expected a folder of the benchmark or a new one, found other files; choose another"
         )
-    recipe = recipe.changed(train={"images": protocol.images, "minutes": protocol.minutes})
+    recipe = pair.prepared(recipe.changed(train={"images": protocol.images, "minutes": protocol.minutes}))
     tables: dict[str, Rows] = {}
     blocks: list[page.Block] = []
     report = Report(folder, protocol.images, {}, [])
@@ -125,43 +125,55 @@ def score_run(
     }
     videos = {"swap": swapped, "floor: target unswapped": plain, f"ceiling: truth at {swapper.size} px": best}
     detector = detectors.build(recipe.extract.detector, threshold=0.5, min_size=SIZE / 4, device=str(place))
-    scored = {name: score(truth, shots, images, numbers, detector) for name, images in videos.items()}
-    rows: Rows = {name: values for name, (values, _) in scored.items()}
+    yardstick = Yardstick(truth, shots, numbers, detector)
+    rows: Rows = {name: yardstick.score(images) for name, images in videos.items()}
     albums = {name: _album(work / name, clips[name].name) for name in ("source", "target")}
-    crops = {name: crops for name, (_, crops) in scored.items()}
+    crops = {name: yardstick.crops(images) for name, images in videos.items()}
     for name, found in evaluate.likeness(albums["source"], albums["target"], crops, notes).items():
         rows[name] |= found
     return rows, _pictures(plain, swapped, best, shots, numbers)
 
 
-def score(
-    truth: Take,
-    shots: Mapping[int, Shot],  # of the truth: the frames that are scored, and the one after each
-    images: Images,  # the same frames of the video to score
-    numbers: Sequence[int],  # the frames that are scored
-    detector: detectors.Detector,
-) -> tuple[dict[str, float | None], list[NDArray[np.uint8]]]:
-    """The figures of a video against the true swap, and its crops (SIZE, SIZE, 3) uint8 RGB."""
-    moments, actor = truth.moments(), Actor(truth.identity)
-    matrices = {number: align.crop_matrix(shots[number].points, SIZE) for number in numbers}
-    masks = np.stack([align.crop(shots[number].mask, matrices[number], SIZE) for number in numbers]).clip(0, 1)
+class Yardstick:
+    """The true swap, ready to hold videos against."""
 
-    def crops(frames: Images, later: int) -> list[NDArray[np.uint8]]:
-        return [align.crop(frames[number + later], matrices[number], SIZE) for number in numbers]
+    def __init__(
+        self,
+        truth: Take,
+        shots: Mapping[int, Shot],  # of the truth: the frames that are scored, and the one after each
+        numbers: Sequence[int],  # the frames that are scored
+        detector: detectors.Detector,
+    ) -> None:
+        self.shots, self.numbers, self.detector = shots, list(numbers), detector
+        self.matrices = [align.crop_matrix(shots[number].points, SIZE) for number in numbers]
+        places = list(zip(self.numbers, self.matrices, strict=True))
+        self.masks = np.stack([align.crop(shots[number].mask, matrix, SIZE) for number, matrix in places]).clip(0, 1)
+        points = [align.apply(matrix, shots[number].points) for number, matrix in places]
+        self.edges = np.stack([face_mask(five, SIZE) for five in points])
+        actor, moments = Actor(truth.identity), truth.moments()
+        self.fits = [ExpressionFit(actor, truth, moments[number]) for number in numbers]
+        self.views = self._view({number: shot.image for number, shot in shots.items()})
 
-    true = {number: shot.image for number, shot in shots.items()}
-    ours, theirs = (evaluate.view(crops(frames, 0), crops(frames, 1), detector) for frames in (images, true))
-    found: dict[str, float | None] = {
-        name: metrics.mean(values) for name, values in metrics.fidelity(ours.images, theirs.images, masks).items()
-    }
-    points = [align.apply(matrices[number], shots[number].points) for number in numbers]
-    edges = np.stack([face_mask(place, SIZE) for place in points])
-    found |= evaluate.agreement(ours, theirs, masks, edges, same_person=True)
-    found["sharpness"] = evaluate.sharpness(ours.images, masks, theirs.images, masks)
-    fits = [ExpressionFit(actor, truth, moments[number]) for number in numbers]
-    changes = [fit.change(images[number], shots[number]) for fit, number in zip(fits, numbers, strict=True)]
-    found["expression"] = float(100 * np.std(changes, axis=0).mean())
-    return found, crops(images, 0)
+    def crops(self, images: Images, later: int = 0) -> list[NDArray[np.uint8]]:
+        """The faces (SIZE, SIZE, 3) uint8 RGB of the frames that are scored, or of those `later` frames after."""
+        pairs = zip(self.numbers, self.matrices, strict=True)
+        return [align.crop(images[number + later], matrix, SIZE) for number, matrix in pairs]
+
+    def _view(self, images: Images) -> evaluate.Views:
+        return evaluate.view(self.crops(images), self.crops(images, later=1), self.detector)
+
+    def score(self, images: Images) -> dict[str, float | None]:
+        """The figures of a video's frames against the true swap; see `metrics.TABLE`."""
+        ours, true, masks = self._view(images), self.views, self.masks
+        found: dict[str, float | None] = {
+            name: metrics.mean(values) for name, values in metrics.fidelity(ours.images, true.images, masks).items()
+        }
+        found |= evaluate.agreement(ours, true, masks, self.edges, same_person=True)
+        found["sharpness"] = evaluate.sharpness(ours.images, masks, true.images, masks)
+        frames = zip(self.fits, self.numbers, strict=True)
+        changes = [fit.change(images[number], self.shots[number]) for fit, number in frames]
+        found["expression"] = float(100 * np.std(changes, axis=0).mean())
+        return found
 
 
 def recropped(

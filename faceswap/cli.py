@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,8 +76,11 @@ class Commands(click.Group):
             raise Failure("interrupted; nothing half-written is left", INTERRUPTED) from None
 
 
-def common(command: F) -> F:
-    """The options that every command has; the command receives `recipe`, `device` and `as_json`."""
+def common(command: F, default: Path | None = None) -> F:
+    """The options that every command has; the command receives `recipe`, `device` and `as_json`.
+
+    `default` is the recipe that shipped with faceswap which the command starts from; None: the defaults of all.
+    """
 
     @wraps(command)
     def run(
@@ -99,6 +102,8 @@ def common(command: F) -> F:
             "config_file",
             type=FILE,
             metavar="FILE.toml",
+            default=default,
+            show_default=default is not None,
             help="Recipe: a file, or the name of one that ships.",
         ),
         click.option(
@@ -342,7 +347,7 @@ def swap_(
 
 @main.command()
 @click.option("-o", "out", default="demo", show_default=True, type=FILE, metavar="DIR", help="Folder to make it in.")
-@common
+@partial(common, default=Path("swap_64"))
 @budget
 def demo(out: Path, recipe: Recipe, device: str, as_json: bool) -> None:
     """All of it on two rendered actors, no footage needed, scored against the true swap: DIR/index.html.

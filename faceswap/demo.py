@@ -17,9 +17,10 @@ from faceswap.evaluate import Rows
 from faceswap.faceset import read_image
 from faceswap.heads import Identity
 
-SOURCE = Take(Identity.random(31), performance=21, frames=160, size=288)
-TARGET = Take(Identity.random(26), performance=22, frames=160, size=288)
-MINUTES = 2.5  # of training
+SOURCE = Take(Identity.random(18), performance=21, frames=150, size=256)
+TARGET = Take(Identity.random(24), performance=22, frames=150, size=256)
+MINUTES = 3.3  # of training
+PREVIEWS = 2000  # face images between previews
 SCORED = 8  # every so many frames are scored
 
 
@@ -38,6 +39,7 @@ def demo(folder: Path, recipe: Recipe, *, device: str = "auto") -> Report:
         raise UsageError(f"{folder}: expected a folder of faceswap demo or an empty one; choose another -o")
     if not (recipe.train.images or recipe.train.minutes):
         recipe = recipe.changed(train={"minutes": MINUTES})
+    recipe = pair.prepared(recipe.changed(train={"preview_images": PREVIEWS}))
     clips = {"source": SOURCE, "target": TARGET, "truth": TARGET.with_face_of(SOURCE.identity)}
     seconds: dict[str, float] = {}
     with _timed(seconds, "rendering three clips"):

@@ -158,15 +158,17 @@ def seam(images: Images, references: Images, masks: Images) -> Numbers:
         inside = (mask > 0.5).astype(np.uint8)
         rings = (inside - cv2.erode(inside, kernel), cv2.dilate(inside, kernel) - inside)
         edge = cv2.dilate(inside, np.ones((3, 3), np.uint8)) > inside
-        ours, theirs = (_across(picture, rings, width)[edge] for picture in (image, reference))
+        ours, theirs = (_across(picture, rings, width, edge) for picture in (image, reference))
         found.append(mean(np.maximum(ours - theirs, 0)))
     return np.array(found, np.float64)
 
 
-def _across(image: NDArray[np.float32], rings: tuple[NDArray[np.uint8], NDArray[np.uint8]], width: int) -> Numbers:
-    """CIEDE2000 (S, S) between the local means of the image in two rings."""
+def _across(
+    image: NDArray[np.float32], rings: tuple[NDArray[np.uint8], ...], width: int, edge: NDArray[np.bool_]
+) -> Numbers:
+    """CIEDE2000 between the local means of the image (S, S, 3) in two rings, at the places that `edge` (S, S) marks."""
     lab = rgb2lab(np.clip(image, 0, 1)).astype(np.float32)
-    near, far = (_local_mean(lab, ring.astype(np.float32), width) for ring in rings)
+    near, far = (_local_mean(lab, ring.astype(np.float32), width)[edge] for ring in rings)
     return np.asarray(deltaE_ciede2000(near, far), np.float64)
 
 

@@ -43,11 +43,7 @@ def swap_pair(
     if not (recipe.train.images or recipe.train.minutes):
         console.say(f"training for {DEFAULT_MINUTES:g} minutes; --minutes or --images changes that")
         recipe = recipe.changed(train={"minutes": DEFAULT_MINUTES})
-    recipe = recipe.changed(extract={"max_faces": 1}, merge={"max_faces": 1}).resolved()
-    train.check_recipe(recipe, people=2)
-    color.get(recipe.merge.color)
-    blend.get(recipe.merge.blend)
-    place = resolve(device)
+    recipe, place = prepared(recipe), resolve(device)
     _claim(work, {"source": source, "target": target}, recipe)
     facesets, extraction = {"source": work / "source", "target": work / "target"}, {}
     for (name, faceset), path in zip(facesets.items(), (source, target), strict=True):
@@ -65,6 +61,15 @@ def swap_pair(
     find_faces = swap.recalling(facesets["target"], target)
     merged = swap.swap_video(target, out, swapper, find_faces, overwrite=overwrite)
     return Report(work, extraction, training, merged)
+
+
+def prepared(recipe: Recipe) -> Recipe:
+    """The recipe as it is used for a pair; `UsageError` now for what could only fail later."""
+    recipe = recipe.changed(extract={"max_faces": 1}, merge={"max_faces": 1}).resolved()
+    train.check_recipe(recipe, people=2)
+    color.get(recipe.merge.color)
+    blend.get(recipe.merge.blend)
+    return recipe
 
 
 def footage(work: Path) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from faceswap import actors, align, benchmark, config, detectors, evaluate, metrics
 from faceswap.actors import Actor, Take
-from faceswap.benchmark import ExpressionFit
+from faceswap.benchmark import ExpressionFit, Yardstick
 from faceswap.config import Benchmark, Recipe
 from faceswap.errors import CheckpointError, RecipeError, UsageError
 from faceswap.heads import Expression, Identity, Pose
@@ -36,6 +36,7 @@ def shots() -> dict[int, Shot]:
 def scored(shots: dict[int, Shot]) -> Callable[[str], dict[str, Any]]:
     """The scores of videos that are the truth, damaged in one way each; each is scored once."""
     detector = detectors.build("mtcnn", threshold=0.5, min_size=48, device="cpu")
+    yardstick = Yardstick(TRUTH, shots, NUMBERS, detector)
     truth: Images = {number: shot.image for number, shot in shots.items()}
 
     def each(change: Callable[[int, NDArray[Any]], NDArray[Any]]) -> Images:
@@ -82,8 +83,7 @@ def scored(shots: dict[int, Shot]) -> Callable[[str], dict[str, Any]]:
     @cache
     def score(name: str) -> dict[str, Any]:
         images = videos[name]()
-        numbers = [n for n in NUMBERS if n in images and n + 1 in images]
-        return benchmark.score(TRUTH, shots, images, numbers, detector)[0]
+        return yardstick.score(images)
 
     return score
 

@@ -16,7 +16,8 @@ from faceswap import console
 from faceswap.cli import main
 from faceswap.video import probe
 
-COMMANDS = ("extract", "pretrain", "finetune", "merge", "swap", "doctor")
+COMMANDS = ("extract", "pretrain", "finetune", "merge", "swap", "evaluate", "demo", "doctor")
+ACTORS = ("actors clip", "actors faces")
 TINY = [
     *("--set", "model.resolution=32", "--set", "model.width=4", "--set", "model.code=16"),
     *("--set", "data.batch=4", "--set", "extract.min_size=40", "--set", "extract.size=64"),
@@ -50,17 +51,17 @@ def run(facesets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + ACTORS)
 def test_help_has_an_example_and_the_common_options(command: str) -> None:
     for flag in ("-h", "--help"):
-        text = faceswap(command, flag).stdout
+        text = faceswap(*command.split(), flag).stdout
         assert f"Example: faceswap {command}" in text
         for option in ("--config", "--set", "--device", "--seed", "--verbose", "--quiet", "--json"):
             assert option in text
 
 
 def test_the_commands_are_those_of_the_readme() -> None:
-    assert set(main.commands) == set(COMMANDS)
+    assert set(main.commands) == {*COMMANDS, "actors"}
     assert "SOURCE is the person whose face is put in" in faceswap("-h").stdout
 
 
@@ -94,6 +95,51 @@ def test_swap(clips: dict[str, Path], tmp_path: Path) -> None:
     again = faceswap(*words, "--overwrite", "--json")
     assert "extracted already" in again.stderr
     assert json.loads(again.stdout)["training"]["faces_per_second"] == 0
+
+
+def test_evaluate(run: Path, facesets: dict[str, Path], tmp_path: Path) -> None:
+    result = faceswap("evaluate", run, *TINY)
+    assert "target as target" in result.stdout and "noise floor" in result.stdout and "PSNR dB" in result.stdout
+    assert f"page: {run / 'evaluation.html'}" in result.stdout
+    words = ("evaluate", run / "best.safetensors", "--faces", facesets["target"], "-o", tmp_path / "p.html", *TINY)
+    report = json.loads(faceswap(*words, "--json").stdout)
+    assert report["images"] == 40 and report["tables"]["the swap against the target"]["swap"]["swap_back"] > 5
+    assert "--overwrite" in refused(2, *words)
+
+
+def test_evaluate_truth(benched: tuple[Path, Any], protocol: Any, tmp_path: Path) -> None:
+    folder = benched[0]
+    result = faceswap("evaluate", folder / "pair1" / "work" / "run", "--truth", "--json")
+    (rows,) = json.loads(result.stdout)["tables"].values()
+    assert set(rows) == {"swap", "floor: target unswapped", "ceiling: truth at 32 px"}
+    (tmp_path / "p.toml").write_text("size = 3")
+    assert "size = 3" in refused(2, "evaluate", tmp_path / "new", "--truth", "--protocol", tmp_path / "p.toml")
+    assert "--protocol belongs to --truth" in refused(2, "evaluate", folder, "--protocol", tmp_path / "p.toml")
+    assert "do not go with --truth" in refused(2, "evaluate", folder, "--truth", "--faces", folder)
+    assert "no strategy called" in refused(2, "evaluate", tmp_path / "new", "--truth", "--set", "strategy.name=foo")
+    assert "no such weight file" in refused(1, "evaluate", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_actors(tmp_path: Path) -> None:
+    clip = tmp_path / "a.mp4"
+    words = ("actors", "clip", "-o", clip, "--identity", 3, "--seconds", 0.2, "--size", 96)
+    report = json.loads(faceswap(*words, "--json").stdout)
+    assert report["frames"] == 5 and Path(report["truth"]).is_file() and probe(clip).frames == 5
+    assert "--overwrite" in refused(2, *words)
+    assert "even" in refused(2, "actors", "clip", "-o", tmp_path / "b.mp4", "--size", 97)
+    assert "actors clip -h says more" in refused(2, "actors", "clip")
+    result = faceswap("actors", "faces", "-o", tmp_path / "many", "--count", 3, "--size", 64)
+    assert "3 faces" in result.stdout and len(list((tmp_path / "many").iterdir())) == 3
+    assert "Rendered people" in faceswap("actors", "-h").stdout
+
+
+def test_demo_refuses_at_once_what_would_fail_later(tmp_path: Path) -> None:
+    assert "no transfer called 'foo'" in refused(2, "demo", "-o", tmp_path / "d", "--set", "merge.color=foo")
+    assert not (tmp_path / "d").exists()
+    (tmp_path / "mine.txt").touch()
+    assert "expected a folder of faceswap demo" in refused(2, "demo", "-o", tmp_path)
+    assert "swap_64" in faceswap("demo", "-h").stdout
 
 
 def test_doctor() -> None:
