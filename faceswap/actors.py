@@ -37,6 +37,7 @@ FACE_SCALE = 0.62  # the same for single faces, which are cropped
 FRAME_PER_CROP = 1.35  # side of the frame that a single face is cropped from, in units of the crop's
 SHOTS = 4  # faces per identity in a faceset
 PITCH = 165.0  # Hz, of a voice between a man's and a woman's
+MOODS = {"smile": 1.0, "pucker": 0.6, "frown": 0.9, "surprise": 1.0}  # how far each goes
 AT_ONCE = 16  # frames that a process renders before it hands them over
 
 
@@ -182,7 +183,7 @@ def _smoothstep(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def at_random(random: np.random.Generator) -> Moment:
     """Any pose within yaw ±35°, pitch ±20° and roll ±20°, with any expression in any light."""
     draw = random.uniform
-    mood = {name: float(draw(0, 1) * (random.random() < 0.4)) for name in ("smile", "pucker", "frown", "surprise")}
+    mood = {name: float(draw(0, most) * (random.random() < 0.4)) for name, most in MOODS.items()}
     shut = float(draw(0, 1) if random.random() < 0.2 else 0)
     return Moment(
         Pose(float(draw(-35, 35)), float(draw(-20, 20)), float(draw(-20, 20))),
@@ -196,9 +197,9 @@ def at_random(random: np.random.Generator) -> Moment:
         ),
         Light(
             azimuth=float(draw(-65, 65)),
-            elevation=float(draw(5, 60)),
-            warmth=float(draw(-1, 1)),
-            key=float(draw(0.7, 1.15)),
+            elevation=float(draw(12, 55)),
+            warmth=float(draw(-0.5, 1)),
+            key=float(draw(0.8, 1.15)),
         ),
     )
 

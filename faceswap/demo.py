@@ -17,9 +17,9 @@ from faceswap.evaluate import Rows
 from faceswap.faceset import read_image
 from faceswap.heads import Identity
 
-SOURCE = Take(Identity.random(18), performance=21, frames=150, size=256)
-TARGET = Take(Identity.random(24), performance=22, frames=150, size=256)
-MINUTES = 3.3  # of training
+SOURCE = Take(Identity.random(13), performance=21, frames=150, size=192, scale=0.52)
+TARGET = Take(Identity.random(30), performance=22, frames=150, size=192, scale=0.52)
+MINUTES = 4.2  # of training
 PREVIEWS = 2000  # face images between previews
 SCORED = 8  # every so many frames are scored
 

@@ -97,7 +97,7 @@ TEMPLATE = """<!doctype html>
  {% for row in block.rows %}{% for picture in row %}<img alt="" src="{{ picture | inline }}">{% endfor %}{% endfor %}
  </div>{% endif %}
 {% if kind == "Videos" %}<div class="together"><div class="grid"
- style="grid-template-columns: repeat(auto-fit, minmax(240px, 1fr))">
+ style="grid-template-columns: repeat(auto-fit, minmax(190px, 1fr))">
  {% for caption, name in block.names.items() %}<figure><video src="{{ name | urlencode }}" muted loop playsinline
  preload="auto" controls></video><figcaption>{{ caption }}</figcaption></figure>{% endfor %}</div>
  <button type="button">play / pause all</button></div>{% endif %}
