@@ -19,7 +19,7 @@ from faceswap.heads import Identity
 
 SOURCE = Take(Identity.random(13), performance=21, frames=150, size=192, scale=0.52)
 TARGET = Take(Identity.random(30), performance=22, frames=150, size=192, scale=0.52)
-MINUTES = 4.2  # of training
+MINUTES = 4.0  # of training
 PREVIEWS = 2000  # face images between previews
 SCORED = 8  # every so many frames are scored
 
