@@ -320,29 +320,6 @@ def test_a_background_fills_what_the_actor_leaves(actors: dict[int, Actor]) -> N
     np.testing.assert_array_equal(differs[one.alpha == 1], False)
 
 
-def test_the_rasteriser_leaves_no_seam_and_finds_the_nearest() -> None:
-    rng = np.random.default_rng(0)
-    x, y = np.meshgrid(np.linspace(-2, 34, 12), np.linspace(-2, 34, 12))
-    x[1:-1, 1:-1] += rng.uniform(-1, 1, (10, 10))
-    y[1:-1, 1:-1] += rng.uniform(-1, 1, (10, 10))
-    corners = heads.grid_triangles(12, 12)
-    flat = np.stack([x.ravel(), y.ravel()]).astype(np.float32)
-    plane = 0.5 * flat[0] + 2 * flat[1]
-    owner, depth = render.rasterise(flat[0], flat[1], plane, corners, 32)
-    assert (owner >= 0).all()
-    column, row = np.meshgrid(np.arange(32) + 0.5, np.arange(32) + 0.5)
-    np.testing.assert_allclose(depth, (0.5 * column + 2 * row).ravel(), atol=1e-2)  # a plane comes back
-    weights = render.barycentric(flat, corners[:, owner], column.ravel(), row.ravel())
-    assert weights.min() > -1e-3
-    two_planes = np.concatenate([plane, plane + 1])
-    owner, _ = render.rasterise(
-        np.tile(flat[0], 2), np.tile(flat[1], 2), two_planes, np.concatenate([corners, corners + 144], 1), 32
-    )
-    assert (owner >= corners.shape[1]).all()
-    owner, _ = render.rasterise(flat[0], flat[1], plane, corners[::-1], 32)
-    assert (owner == -1).all()  # from behind
-
-
 def test_mtcnn_finds_the_actors() -> None:
     facenet = pytest.importorskip("facenet_pytorch")
     net = facenet.MTCNN(keep_all=True)

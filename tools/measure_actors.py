@@ -44,7 +44,8 @@ def main(count: int = 200, size: int = 256) -> None:
     sure = sum(probability > 0.95 for probability in probabilities)
     print(f"{count} identities at {size} px: found {len(errors) / count:.1%}, p > 0.95 {sure / count:.1%}")
     print(f"lowest probability {min(probabilities):.3f}; missed identities: {missed or 'none'}")
-    print(f"five points: error {np.mean(errors):.2f} % of the frontal eye distance, bias {np.mean(biases, 0).round(2)} px")
+    bias = np.mean(biases, 0).round(2)
+    print(f"five points: mean error {np.mean(errors):.2f} % of the frontal eye distance, bias {bias} px")
     print(f"rendering: {1 / np.median(seconds):.1f} frames/s (median), {1 / np.mean(seconds):.1f} (mean), one core")
 
 
