@@ -12,11 +12,13 @@ import multiprocessing
 import os
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,12 @@ from numpy.typing import NDArray
 from faceswap import align, console, files, video
 from faceswap.errors import MediaError, UsageError
 from faceswap.faceset import FaceMeta, refuse_foreign, write_face
-from faceswap.heads import Expression, Identity, Pose
+from faceswap.heads import Expression, Identity, Pose, smoothstep
 from faceswap.provenance import rendered_tags
 from faceswap.render import Actor, Light, Shot, background
 
 VERSION = 1  # of truth files
 SCALE = 0.62  # height of the head in units of the frame's
-FACE_SCALE = 0.62  # the same for single faces, which are cropped
 FRAME_PER_CROP = 1.35  # side of the frame that a single face is cropped from, in units of the crop's
 SHOTS = 4  # faces per identity in a faceset
 PITCH = 165.0  # Hz, of a voice between a man's and a woman's
@@ -86,9 +87,12 @@ class Take:
         return cls(identity=identity, rate=rate, **values)
 
 
+_actor = lru_cache(maxsize=1)(Actor)  # baked once in each process
+
+
 def _render(job: tuple[Take, list[int]]) -> list[Shot]:
     take, numbers = job
-    actor, moments = Actor(take.identity), take.moments()
+    actor, moments = _actor(take.identity), take.moments()
     room = background(take.performance, take.size, take.size)
     return [
         actor.render(**as_arguments(moments[number]), size=take.size, background=room, scale=take.scale)
@@ -137,11 +141,11 @@ def perform(seed: int, frames: int, rate: float) -> list[Moment]:
         return low + (high - low) * np.clip(0.5 + sum(waves) / 3, 0, 1)
 
     yaw, pitch, roll = curve(-30, 30, 0.18), curve(-14, 14, 0.18), curve(-10, 10, 0.18)
-    talks = _smoothstep((curve(0, 1, 0.2) - 0.3) / 0.3)
+    talks = smoothstep(curve(0, 1, 0.2), 0.3, 0.6)
     jaw = curve(-0.3, 0.7, 1.3).clip(0) * talks
     smile, pucker = curve(-0.7, 1, 0.2).clip(0), curve(-1.2, 0.6, 0.3).clip(0)
     frown, surprise = curve(-1, 0.9, 0.15).clip(0), curve(-1, 1, 0.2).clip(0)
-    blink = _blinks(clock, random)
+    blink = _blinks(clock, np.random.default_rng([seed, 8]))  # of their own: there are more in a longer take
     gaze_x, gaze_y = curve(-18, 18, 0.3), curve(-8, 8, 0.3)
     azimuth, elevation = curve(-50, 50, 0.06), curve(12, 50, 0.06)
     warmth = float(random.uniform(-0.5, 1))
@@ -173,11 +177,6 @@ def _blinks(clock: NDArray[np.float64], random: np.random.Generator) -> NDArray[
         closed = np.maximum(closed, np.clip(1.25 - np.abs(clock - moment) / 0.12 * 1.25, 0, 1))
         moment += random.uniform(1.2, 4)
     return closed
-
-
-def _smoothstep(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    x = np.clip(x, 0, 1)
-    return np.asarray(x * x * (3 - 2 * x))
 
 
 def at_random(random: np.random.Generator) -> Moment:
@@ -244,47 +243,67 @@ def write_clip(take: Take, out: Path, *, overwrite: bool = False) -> Report:
     if take.size % 2 or take.frames < 1:
         raise UsageError(f"{take.size} px, {take.frames} frames: expected an even size and at least one frame")
     video.check_name(out)
-    moments, shots = take.moments(), []
-    started = time.monotonic()
+    moments, started = take.moments(), time.monotonic()
+    points, landmarks = [], []
 
-    def images() -> Iterator[NDArray[np.uint8]]:
-        for shot in console.track(take.shots(), f"rendering {out.name}", take.frames, "frames"):
-            shots.append((shot.points, shot.landmarks, np.round(shot.mask * 255).astype(np.uint8)))
-            yield shot.image
+    def images(archive: zipfile.ZipFile) -> Generator[NDArray[np.uint8], None, None]:
+        """The frames; the masks go to the archive one by one, as those of an hour fit into no memory."""
+        with archive.open("mask.npy", "w", force_zip64=True) as masks:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (take.frames, take.size, take.size)}
+            np.lib.format.write_array_header_2_0(masks, header)
+            for shot in console.track(take.shots(), f"rendering {out.name}", take.frames, "frames"):
+                points.append(shot.points)
+                landmarks.append(shot.landmarks)
+                masks.write(np.round(shot.mask * 255).astype(np.uint8).tobytes())
+                yield shot.image
 
-    with ExitStack() as stack:
-        truth = stack.enter_context(files.whole_file(truth_path(out), overwrite=overwrite))
+    with (
+        files.whole_file(truth_path(out), overwrite=overwrite) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         sound = voice(moments, float(take.rate), PITCH * 2 ** (-take.identity.masculinity / 2))
-        video.write_video(out, images(), take.rate, sound=sound, metadata=rendered_tags(), overwrite=overwrite)
-        points, landmarks, masks = (np.stack(part) for part in zip(*shots, strict=True))
-        with truth.open("wb") as file:
-            np.savez_compressed(
-                file,
-                version=VERSION,
-                take=take.to_json(),
-                pose=np.array([astuple(moment.pose) for moment in moments], np.float32),
-                expression=np.array([astuple(moment.expression) for moment in moments], np.float32),
-                expression_names=[field.name for field in fields(Expression)],
-                light=np.array([astuple(moment.light) for moment in moments], np.float32),
-                light_names=[field.name for field in fields(Light)],
-                points=points.astype(np.float32),
-                landmarks=landmarks.astype(np.float32),
-                mask=masks,
-            )
+        with closing(images(archive)) as frames:
+            video.write_video(out, frames, take.rate, sound=sound, metadata=rendered_tags(), overwrite=overwrite)
+        facts = {
+            "version": VERSION,
+            "take": take.to_json(),
+            "pose": np.array([astuple(moment.pose) for moment in moments], np.float32),
+            "expression": np.array([astuple(moment.expression) for moment in moments], np.float32),
+            "expression_names": [field.name for field in fields(Expression)],
+            "light": np.array([astuple(moment.light) for moment in moments], np.float32),
+            "light_names": [field.name for field in fields(Light)],
+            "points": np.stack(points),
+            "landmarks": np.stack(landmarks),
+        }
+        for name, values in facts.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
     return Report(out, truth_path(out), take.frames, time.monotonic() - started)
 
 
 def read_take(truth: Path) -> Take:
     """The take that a truth file tells of; `MediaError` if it is missing, damaged or of a later version."""
+    return _read_truth(truth)[0]
+
+
+def read_points(truth: Path) -> NDArray[np.float32]:
+    """The true five points (N, 5, 2) of each frame, as it was rendered; `MediaError` like `read_take`."""
+    return _read_truth(truth)[1]
+
+
+def _read_truth(truth: Path) -> tuple[Take, NDArray[np.float32]]:
     try:
         with truth.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            version, text = int(archive["version"]), str(archive["take"])
+            version, text, points = int(archive["version"]), str(archive["take"]), np.asarray(archive["points"])
         if version > VERSION:
             raise MediaError(f"{truth}: version {version}, expected at most {VERSION}; update faceswap")
-        return Take.from_json(text)
+        take = Take.from_json(text)
+        if points.shape != (take.frames, 5, 2):
+            raise ValueError(f"points of shape {points.shape} for {take.frames} frames")
+        return take, points
     except FileNotFoundError:
         raise MediaError(f"{truth}: no such truth file; faceswap actors clip writes one beside its video") from None
-    except (OSError, ValueError, TypeError, KeyError, EOFError, IndexError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, IndexError, zipfile.BadZipFile, zlib.error) as error:
         raise MediaError(f"{truth}: damaged truth file ({error}); render the clip again") from None
 
 
@@ -317,7 +336,7 @@ def _write_person(job: tuple[Path, int, int, int, int]) -> None:
     for number in range(count):
         moment = at_random(random)
         room = background(int(random.integers(2**31)), side, side)
-        shot = actor.render(**as_arguments(moment), size=side, background=room, scale=FACE_SCALE)
+        shot = actor.render(**as_arguments(moment), size=side, background=room, scale=SCALE)
         meta = _meta(name, number, shot, moment, size)
         image = align.crop(shot.image, np.array(meta.matrix), size)
         write_face(folder / f"actor{person:06d}_{number}.png", image, meta)

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from faceswap import actors, align, checkpoint, console, detectors, evaluate, metrics, page, pair, swap
 from faceswap.actors import Moment, Take
-from faceswap.config import Benchmark, Recipe
+from faceswap.config import Benchmark, MergeRecipe, Recipe
 from faceswap.detectors import Face
 from faceswap.devices import resolve
-from faceswap.errors import UsageError
+from faceswap.errors import MediaError, UsageError
 from faceswap.evaluate import SIZE, Report, Rows
 from faceswap.faceset import Faceset, read_image
 from faceswap.heads import Expression, Identity
-from faceswap.masks import face_mask
 from faceswap.render import Actor, Shot, background
 from faceswap.video import read_frames
 
@@ -33,6 +32,7 @@ FIT_SCALE = 0.5  # size of their renders in units of the take's
 RIDGE = 5e-4  # weight, per pixel, of an expression's deviation from the truth
 RANGES = {"gaze_x": 36.0, "gaze_y": 16.0}  # degrees; every other part of an expression goes from 0 to 1
 
+TRUTH = "truth"  # the row that has the identity of the truth itself
 Images = Mapping[int, NDArray[Any]]  # frame number -> (H, W, 3) uint8 RGB
 
 
@@ -42,13 +42,14 @@ def evaluate_truth(path: Path, protocol: Benchmark, recipe: Recipe, *, device: s
     if not weights.exists() and not (path / "recipe.toml").exists():
         return run(protocol, recipe, path, device=device)
     run_folder, notes = weights.parent, list[str]()
-    rows, pictures = score_run(weights, recipe, protocol.every, device=device, notes=notes)
-    out = run_folder / "evaluation.html"
-    tables = {"the swap against the truth": rows}
+    state = checkpoint.read(weights)
+    rows, pictures = score_run(weights, recipe.over(state.recipe), protocol.every, device=device, notes=notes)
+    out = run_folder / "truth.html"
+    tables = {"the swap against the truth": metrics.plain(rows)}
     page.write(
         out, f"{weights.name} against the truth", [page.Text(notes), *_figures(tables), pictures], overwrite=True
     )
-    return Report(weights, checkpoint.read(weights).progress.images, tables, notes, out)
+    return Report(weights, state.progress.images, tables, notes, out)
 
 
 def _figures(tables: Mapping[str, Rows]) -> list[page.Figures]:
@@ -68,6 +69,9 @@ def run(protocol: Benchmark, recipe: Recipe, folder: Path, *, device: str = "aut
     tables: dict[str, Rows] = {}
     blocks: list[page.Block] = []
     report = Report(folder, protocol.images, {}, [])
+    console.say(
+        f"{folder}: no run, so the benchmark: {len(protocol.pairs)} pairs are rendered, trained and scored there"
+    )
     for number, cast in enumerate(protocol.pairs, 1):
         where = folder / f"pair{number}"
         source, target = (
@@ -88,10 +92,13 @@ def run(protocol: Benchmark, recipe: Recipe, folder: Path, *, device: str = "aut
         )
         if done.merge is None:
             raise KeyboardInterrupt
-        rows, pictures = score_run(where / "work" / "run", recipe, protocol.every, device=device, notes=report.notes)
+        notes: list[str] = []
+        rows, pictures = score_run(where / "work" / "run", recipe, protocol.every, device=device, notes=notes)
+        report.notes.extend(f"pair {number}: {note}" for note in notes)
         tables[f"pair {number}: actor {cast.source} as actor {cast.target}"] = rows
         blocks.append(replace(pictures, title=f"Pair {number}"))
     tables = {"mean of all pairs": _mean(list(tables.values())), **tables}
+    tables = {title: metrics.plain(rows) for title, rows in tables.items()}
     where = folder / "evaluation.html"
     page.write(where, "Truth benchmark", [page.Text(report.notes), *_figures(tables), *blocks], overwrite=True)
     return replace(report, tables=tables, page=where)
@@ -110,6 +117,7 @@ def score_run(
     work, place = weights.parent.parent, resolve(device)
     clips = pair.footage(work)
     source, target = (actors.read_take(actors.truth_path(clips[name])) for name in ("source", "target"))
+    _check(clips["target"], target)
     truth = target.with_face_of(source.identity)
     numbers = list(range(0, truth.frames - 1, every))
     wanted = sorted({*numbers, *(number + 1 for number in numbers)})
@@ -118,6 +126,10 @@ def score_run(
     recall = swap.recalling(work / "target", clips["target"])
     detected = list(recall(frame for frame in read_frames(clips["target"]) if frame.index in shots))
     plain = {frame.index: np.asarray(frame.image) for frame, _ in detected}
+    if missing := len(wanted) - len(plain):
+        raise MediaError(f"{clips['target']}: {missing} of its frames are gone; render it again")
+    if missed := sum(not faces for _, faces in detected):
+        notes.append(f"in {missed} of {len(wanted)} frames extraction found no face: they were not swapped")
     swapped = {frame.index: np.asarray(frame.image) for frame, _ in swapper(detected)}
     best = {
         frame.index: recropped(plain[frame.index], shots[frame.index].image, faces, swapper.size, recipe)
@@ -125,13 +137,26 @@ def score_run(
     }
     videos = {"swap": swapped, "floor: target unswapped": plain, f"ceiling: truth at {swapper.size} px": best}
     detector = detectors.build(recipe.extract.detector, threshold=0.5, min_size=SIZE / 4, device=str(place))
-    yardstick = Yardstick(truth, shots, numbers, detector)
+    yardstick = Yardstick(truth, shots, numbers, detector, recipe.merge)
     rows: Rows = {name: yardstick.score(images) for name, images in videos.items()}
     albums = {name: _album(work / name, clips[name].name) for name in ("source", "target")}
-    crops = {name: yardstick.crops(images) for name, images in videos.items()}
+    crops = {name: yardstick.crops(images) for name, images in videos.items()} | {TRUTH: yardstick.true_crops}
+    rows[TRUTH] = {}
     for name, found in evaluate.likeness(albums["source"], albums["target"], crops, notes).items():
         rows[name] |= found
+    if not rows[TRUTH]:
+        del rows[TRUTH]
     return rows, _pictures(plain, swapped, best, shots, numbers)
+
+
+def _check(clip: Path, take: Take) -> None:
+    """`MediaError` if a clip's take does not look today as it did when the clip was rendered."""
+    number = take.frames // 2
+    now, then = next(take.shots([number])).points, actors.read_points(actors.truth_path(clip))[number]
+    if not np.allclose(now, then, atol=0.01):
+        raise MediaError(
+            f"{clip}: rendered by another version of faceswap, which drew this actor otherwise; render it again"
+        )
 
 
 class Yardstick:
@@ -143,16 +168,18 @@ class Yardstick:
         shots: Mapping[int, Shot],  # of the truth: the frames that are scored, and the one after each
         numbers: Sequence[int],  # the frames that are scored
         detector: detectors.Detector,
+        merge: MergeRecipe,  # says where a face is laid in
     ) -> None:
         self.shots, self.numbers, self.detector = shots, list(numbers), detector
         self.matrices = [align.crop_matrix(shots[number].points, SIZE) for number in numbers]
         places = list(zip(self.numbers, self.matrices, strict=True))
         self.masks = np.stack([align.crop(shots[number].mask, matrix, SIZE) for number, matrix in places]).clip(0, 1)
         points = [align.apply(matrix, shots[number].points) for number, matrix in places]
-        self.edges = np.stack([face_mask(five, SIZE) for five in points])
+        self.edges = np.stack([evaluate.laid_in(five, merge) for five in points])
         actor, moments = Actor(truth.identity), truth.moments()
         self.fits = [ExpressionFit(actor, truth, moments[number]) for number in numbers]
-        self.views = self._view({number: shot.image for number, shot in shots.items()})
+        true = {number: shot.image for number, shot in shots.items()}
+        self.true_crops, self.views = self.crops(true), self._view(true)
 
     def crops(self, images: Images, later: int = 0) -> list[NDArray[np.uint8]]:
         """The faces (SIZE, SIZE, 3) uint8 RGB of the frames that are scored, or of those `later` frames after."""
@@ -168,6 +195,8 @@ class Yardstick:
         found: dict[str, float | None] = {
             name: metrics.mean(values) for name, values in metrics.fidelity(ours.images, true.images, masks).items()
         }
+        laid = metrics.fidelity(ours.images, true.images, masks * self.edges)
+        found["psnr_laid"] = metrics.mean(laid["psnr"])
         found |= evaluate.agreement(ours, true, masks, self.edges, same_person=True)
         found["sharpness"] = evaluate.sharpness(ours.images, masks, true.images, masks)
         frames = zip(self.fits, self.numbers, strict=True)
@@ -294,7 +323,7 @@ def render(folder: Path, clips: Mapping[str, Take]) -> None:
     """Render each clip as NAME.mp4 with its truth, unless it is there; `UsageError` if another one is."""
     for name, take in clips.items():
         clip = folder / f"{name}.mp4"
-        if not clip.exists():
+        if not (clip.exists() and actors.truth_path(clip).exists()):
             actors.write_clip(take, clip, overwrite=True)
         elif actors.read_take(actors.truth_path(clip)) != take:
             raise UsageError(f"{clip}: another clip than the one asked for; choose another folder")

@@ -7,7 +7,7 @@ A run is a folder:
     best.safetensors                 the averaged weights that drew held-out faces best: the file to merge with
     facesets.json                    the folders that each person's faces came from
     metrics.jsonl  previews/  events.out.tfevents.*
-    evaluation.html                  the last faceswap evaluate
+    evaluation.html  truth.html      the last faceswap evaluate, and with --truth
 
 Every weight file is one safetensors file with the recipe, the people and a checksum inside. It is written beside its
 place, synced and renamed: a crash leaves the last whole one. Nothing is ever unpickled.
@@ -152,11 +152,14 @@ def find(path: Path) -> Path:
 
 
 def facesets(run: Path) -> dict[str, list[Path]]:
-    """The folders that each person's faces came from; empty if the run does not say."""
+    """The folders that each person's faces came from; empty if the run does not say.
+
+    The file names those beside the run relative to it, so that they may move together.
+    """
     note = run / FACESETS
     try:
         known = json.loads(note.read_text()) if note.is_file() else {}
-        return {str(name): [Path(folder) for folder in folders] for name, folders in known.items()}
+        return {str(name): [run / folder for folder in folders] for name, folders in known.items()}
     except (ValueError, TypeError, AttributeError):
         raise CheckpointError(f"{note}: damaged; delete it and name the faces with --faces") from None
 

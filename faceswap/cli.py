@@ -420,7 +420,7 @@ def actors() -> None:
 @click.option("-o", "out", required=True, type=FILE, metavar="OUT.mp4", help="Video to make; its truth goes beside it.")
 @click.option("--identity", type=click.IntRange(0), default=1, show_default=True, help="Seed of the person.")
 @click.option("--performance", type=click.IntRange(0), default=1, show_default=True, help="Seed of what happens.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=10, show_default=True, help="Length.")
+@click.option("--seconds", type=click.FloatRange(0, 3600, min_open=True), default=10, show_default=True, help="Length.")
 @click.option("--size", type=click.IntRange(64, 2048), default=480, show_default=True, help="Side in px, even.")
 @click.option("--fps", type=click.IntRange(1, 120), default=25, show_default=True, help="Frames per second.")
 @overwrite
@@ -497,7 +497,7 @@ def show(result: Any, text: str, as_json: bool) -> None:
         click.echo(text)
         return
     plain = [asdict(part) for part in result] if isinstance(result, list) else asdict(result)
-    click.echo(json.dumps(plain, default=str, indent=1))
+    click.echo(json.dumps(plain, default=str, indent=1, allow_nan=False))
 
 
 def show_training(report: Any, as_json: bool) -> None:

@@ -171,6 +171,11 @@ class Recipe(Section):
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump())
 
+    def over(self, base: "Recipe") -> "Recipe":
+        """`base` with what was given here, in a file or by `--set`, laid over it."""
+        given = self.model_dump(exclude_unset=True)
+        return base.changed(**{name: part for name, part in given.items() if isinstance(part, dict)})
+
     def changed(self, **sections: Mapping[str, Any]) -> "Recipe":
         """A copy with other values in some sections; checked like a file."""
         values = self.model_dump()

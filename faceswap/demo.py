@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from faceswap import actors, benchmark, page, pair, provenance, video
+from faceswap import actors, benchmark, metrics, page, pair, provenance, video
 from faceswap.actors import Take
 from faceswap.config import Recipe
 from faceswap.errors import UsageError
@@ -35,7 +35,9 @@ class Report:
 
 def demo(folder: Path, recipe: Recipe, *, device: str = "auto") -> Report:
     """Make the demo in `folder`, or go on with it where it stopped; `UsageError` if other files are in there."""
-    if folder.exists() and any(folder.iterdir()) and not actors.truth_path(folder / "source.mp4").exists():
+    first = folder / "source.mp4"
+    begun = any(path.exists() for path in (first, actors.truth_path(first))) or not folder.exists()
+    if not begun and any(path.name[0] != "." for path in folder.iterdir()):
         raise UsageError(f"{folder}: expected a folder of faceswap demo or an empty one; choose another -o")
     if not (recipe.train.images or recipe.train.minutes):
         recipe = recipe.changed(train={"minutes": MINUTES})
@@ -81,10 +83,10 @@ def demo(folder: Path, recipe: Recipe, *, device: str = "auto") -> Report:
             page.History("Training, from the first preview to the last", _previews(folder / "work" / "run")),
             page.Figures("Scores against the truth", rows),
             pictures,
-            page.Facts("How long it took", {name: f"{value:.1f} s" for name, value in seconds.items()}),
+            page.Facts("How long it took, this time", {name: f"{value:.1f} s" for name, value in seconds.items()}),
         ]
         page.write(folder / "index.html", "faceswap demo", blocks, overwrite=True)
-    return Report(folder / "index.html", seconds, rows)
+    return Report(folder / "index.html", seconds, metrics.plain(rows))
 
 
 @contextmanager

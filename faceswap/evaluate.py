@@ -1,12 +1,12 @@
 """How good is it, on any footage and without a truth: what a model draws of faces it never saw, and what a swap keeps
 of the target and takes of the source.
 
-Every figure of the swap stands beside its noise floor: the same figure of the target's own face, sent through the
-model's resolution and laid back like a swapped one. A difference below the floor means nothing.
+Beside the figures of a swap stands the noise floor: the target's own face, sent through the model's resolution and laid
+back as a swapped one is. A difference below it means nothing. Between the two stands the target drawn as the target.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceswap import align, batches, checkpoint, console, detectors, embedding, metrics, page, swap
+from faceswap import align, batches, blend, checkpoint, console, detectors, embedding, files, metrics, page, swap
 from faceswap.checkpoint import State
 from faceswap.config import MergeRecipe, Recipe
 from faceswap.detectors import Face
@@ -27,8 +27,10 @@ from faceswap.models import FaceModel
 SIZE = 192  # px, side of the crops that are measured: MS-SSIM has its five scales
 MEASURED = 64  # faces or moments per person
 EMBEDDED = 24  # faces per person that an embedder looks at
-SHOWN = 6  # of them on the page
+SHOWN = 6  # moments on the page
+FEWEST = 8  # faces from which a mean difference between two people may be taken
 REPEATS = 1.5  # decoder distance below which the swap is said to repeat the target
+SOURCE, TARGET = 0, 1  # as a pair is trained
 
 Rows = dict[str, dict[str, float | None]]
 
@@ -74,23 +76,27 @@ def _floats(images: Sequence[NDArray[Any]] | NDArray[Any]) -> NDArray[np.float32
 def agreement(
     ours: Views,
     reference: Views,
-    masks: metrics.Images,  # the face
-    edges: metrics.Images,  # where a face may have been laid in
+    masks: metrics.Images,  # (N, S, S), the face
+    edges: metrics.Images,  # (N, S, S), where a face may have been laid in
     *,
     same_person: bool,
-) -> dict[str, float | None]:
-    """How far `ours` does what the reference does: landmarks, pose, mouth, flicker and seam.
+) -> dict[str, float]:
+    """How far `ours` does what the reference does: found, landmarks, pose, flicker and seam.
 
     Where the reference shows another person, the mean difference of the points is taken out first: it tells faces
-    apart, not what they do.
+    apart, not what they do. Of fewer than `FEWEST` faces nothing would be left: NaN.
     """
+    both = np.isfinite(ours.points + reference.points).all((1, 2))
+    seen = np.isfinite(reference.points).all((1, 2)).sum()
     points = ours.points
-    if not same_person and np.isfinite(points + reference.points).all((1, 2)).any():
-        points = points - np.nanmean(points - reference.points, axis=0)
-    found: dict[str, float | None] = {
+    if not same_person:
+        count = int(both.sum())
+        enough = count >= FEWEST
+        points = points - (points - reference.points)[both].mean(0) if enough else np.full_like(points, np.nan)
+    found = {
+        "found": float(both.sum() / seen) if seen else float("nan"),
         "landmarks": metrics.mean(metrics.landmark_error(points, reference.points)),
         "pose": metrics.mean(metrics.pose_error(points, reference.points, ours.images.shape[1])),
-        "mouth": metrics.mouth_agreement(ours.points, reference.points),
         "seam": metrics.mean(metrics.seam(ours.images, reference.images, edges)),
     }
     if len(ours.following):
@@ -99,56 +105,68 @@ def agreement(
     return found
 
 
+def laid_in(points: NDArray[Any], recipe: MergeRecipe) -> NDArray[np.float32]:
+    """The mask (SIZE, SIZE) float32 in [0, 1] through which a face with `points` (5, 2) in crop pixels is laid in, as
+    far as the landmarks bound it: the network's own mask may be smaller."""
+    return blend.soften(face_mask(points, SIZE), recipe.erode, recipe.feather)
+
+
 def sharpness(ours: metrics.Images, masks: NDArray[Any], reference: metrics.Images, their: NDArray[Any]) -> float:
-    """Mean variance of the Laplacian inside the face, over the reference's (inside `their` masks)."""
+    """Mean variance of the Laplacian of images (N, S, S, 3) inside `masks` (N, S, S), over that of the reference
+    (M, S, S, 3) inside `their` masks (M, S, S)."""
     return metrics.mean(metrics.laplacian(ours, masks)) / metrics.mean(metrics.laplacian(reference, their))
 
 
 def evaluate(
     path: Path,  # a run, or a weight file
-    recipe: Recipe,  # of which `extract` (the detector) and `merge` are used
+    given: Recipe,  # its options of `extract` (the detector) and `merge` are laid over those of the run
     *,
     device: str = "auto",
-    faces: Path | None = None,  # of the target (of a base: of anyone), instead of those held out in training
+    faces: Path | None = None,  # of the target (of a base: of anyone), instead of those of the training
     out: Path | None = None,  # the page; default: evaluation.html in the run, replaced
-    overwrite: bool = False,  # of `out`
+    overwrite: bool = False,  # of the page, where it is not in a run
 ) -> Report:
-    """Measure a model on faces that it was not trained on.
+    """Measure a model: reconstruction on faces held out of its training or on all of `faces`; the swap on the target's
+    footage, most of which it was trained on, as in use.
 
-    Those are the faces held out of the run's own facesets, or all of `faces`. `CheckpointError` for an unusable model,
-    `FacesetError` if there are no faces to measure on.
+    `CheckpointError` for an unusable model, `FacesetError` if there are no faces to measure on.
     """
     weights = checkpoint.find(path)
     model, state = checkpoint.load_model(weights)
-    people = _people(weights.parent, state, faces)
-    place = resolve(device)
-    report = Report(weights, state.progress.images, {}, [])
-    subject = _Subject(model.to(place), state, recipe, place)
-    blocks: list[page.Block] = []
-    held = {name: entries.held for name, entries in people.items() if entries.held}
-    report.tables["reconstruction of faces never trained on"] = {
-        f"{name} as {name}": subject.reconstruction(index, held[name])
-        for index, name in enumerate(state.people)
-        if name in held
-    }
+    people, place = _people(weights.parent, state, faces), resolve(device)
+    subject = _Subject(model.to(place), state, given.over(state.recipe), place)
+    where, replaced = out or weights.parent / "evaluation.html", overwrite
+    if out is None and (weights.parent / "recipe.toml").exists():
+        replaced = True  # it is the run's own
+    files.refuse_existing(where, replaced)
+    tables: dict[str, Rows] = {f"reconstruction, at {SIZE} px": {}}
+    for index, name in enumerate(state.people):
+        if people[name].held:
+            row = f"{name} as {name}, {people[name].label}"
+            tables[f"reconstruction, at {SIZE} px"][row] = subject.reconstruction(index, people[name].held)
+    notes, blocks = [BEST], list[page.Block]()
     if len(state.people) == 2:
-        rows, pictures, notes = subject.pair(people["source"], people["target"])
-        report.tables["the swap against the target"] = rows
-        report.notes.extend(notes)
+        rows, pictures = subject.pair(people[state.people[SOURCE]], people[state.people[TARGET]], notes)
+        tables["the swap against the target"] = rows
         blocks.append(pictures)
-    where = out or weights.parent / "evaluation.html"
-    figures = [page.Figures(title, rows) for title, rows in report.tables.items()]
-    facts = page.Text([f"{weights.name}, {state.progress.images} face images.", *report.notes])
-    page.write(
-        where, f"Evaluation of {weights.parent.name}", [facts, *figures, *blocks], overwrite=out is None or overwrite
-    )
-    return replace(report, page=where)
+    tables = {title: metrics.plain(rows) for title, rows in tables.items()}
+    facts = page.Text([f"{weights.name}, {state.progress.images} face images.", *notes])
+    figures = [page.Figures(title, rows) for title, rows in tables.items()]
+    page.write(where, f"Evaluation of {weights.parent.name}", [facts, *figures, *blocks], overwrite=replaced)
+    return Report(weights, state.progress.images, tables, notes, where)
+
+
+BEST = (
+    "held-out faces lie between frames that were trained on, and chose the best weights of the run: other footage of "
+    "the same people (--faces) is the harder test"
+)
 
 
 @dataclass(frozen=True)
 class _Entries:
-    held: list[Entry]  # never trained on
+    held: list[Entry]  # not trained on
     every: list[Entry]
+    label: str  # of `held`
 
 
 def _people(run: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
@@ -158,7 +176,7 @@ def _people(run: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
     for name in state.people:
         if faces is not None and name == state.people[-1]:
             entries = Faceset.open(faces).entries
-            found[name] = _Entries(entries, entries)
+            found[name] = _Entries(entries, entries, faces.name)
             continue
         folders = known.get(name, [])
         if not folders or not all(folder.is_dir() for folder in folders):
@@ -166,10 +184,10 @@ def _people(run: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
             if name == state.people[-1]:
                 raise FacesetError(f"{run}: the faces it was trained on are gone ({where}); name some with --faces")
             console.warn(f"{run}: the {name}'s faces are gone ({where}): figures that need them are left out")
-            found[name] = _Entries([], [])
+            found[name] = _Entries([], [], "")
             continue
         kept, held = batches.split([Faceset.open(folder) for folder in folders], state.recipe.data.holdout)
-        found[name] = _Entries(held, kept + held)
+        found[name] = _Entries(held, kept + held, "held out")
     return found
 
 
@@ -194,75 +212,83 @@ class _Subject:
     def draw(self, crops: Sequence[NDArray[Any]], person: int) -> list[swap.Drawn]:
         return list(swap.draw(self.model, crops, person, self.recipe.merge.batch, self.device))
 
+    def again(self, drawn: Sequence[swap.Drawn], person: int) -> list[swap.Drawn]:
+        """Drawn faces, drawn once more as `person`."""
+        return self.draw([np.round(face * 255).astype(np.uint8) for face, _ in drawn], person)
+
+    def shots(self, entries: Sequence[Entry]) -> list["_Shot"]:
+        return [_Shot.of(entry, self.size) for entry in entries]
+
     def reconstruction(self, person: int, held: Sequence[Entry]) -> dict[str, float | None]:
-        """PSNR, SSIM and MS-SSIM inside the face of held-out faces drawn as the person they are."""
-        chosen = batches.Faces(spread(held, MEASURED), self.size, float("inf"), "held out")
-        pixels = chosen[range(len(chosen))]
-        drawn = np.stack([face for face, _ in self.draw(list(pixels[..., :3]), person)])
-        found = metrics.fidelity(drawn, _floats(pixels[..., :3]), _floats(pixels[..., 3]))
+        """PSNR, SSIM and MS-SSIM inside the face of held-out faces drawn as the person they are, enlarged to SIZE: so
+        models of different resolutions compare."""
+        shots = self.shots(spread(held, MEASURED))
+        drawn = [align.resize(face, SIZE) for face, _ in self.draw([shot.crop for shot in shots], person)]
+        found = metrics.fidelity(np.stack(drawn).clip(0, 1), _floats([shot.image for shot in shots]), _masks(shots))
         return {name: metrics.mean(values) for name, values in found.items()}
 
-    def pair(self, source: _Entries, target: _Entries) -> tuple[Rows, page.Pictures, list[str]]:
-        """Figures of the swap and of its noise floor, pictures, and what must be said."""
-        moments, notes = spread(_moments(target.every), MEASURED), list[str]()
-        shots = [_Shot.of(entry, self.size) for entry, _ in moments]
-        after = [_Shot.of(entry, self.size) for _, entry in moments if entry is not None]
-        theirs = [_Shot.of(entry, self.size) for entry in spread(source.held or source.every, MEASURED)]
-        masks = np.stack([face_mask(shot.points, SIZE) for shot in shots])
-        drawn = {"swap": self.draw([s.crop for s in shots], 0), "noise floor": self.draw([s.crop for s in shots], 1)}
-        views = self.views(shots, after, drawn["swap"])
-        rows = {
-            name: agreement(views[name], views["target"], masks, masks, same_person=name != "swap") for name in drawn
+    def pair(self, source: _Entries, target: _Entries, notes: list[str]) -> tuple[Rows, page.Pictures]:
+        """Figures of the swap, of the target as target and of the noise floor, and pictures; what must be said is added
+        to `notes`."""
+        moments = spread(_moments(target.every), MEASURED)
+        shots, after = self.shots([entry for entry, _ in moments]), self.shots([e for _, e in moments if e is not None])
+        drawn = {
+            "swap": [self.draw([shot.crop for shot in part], SOURCE) for part in (shots, after)],
+            "target as target": [self.draw([shot.crop for shot in part], TARGET) for part in (shots, after)],
+            "noise floor": [[shot.itself() for shot in part] for part in (shots, after)],
         }
-        if missed := int(np.isnan(views["swap"].points[:, 0, 0]).sum()):
-            notes.append(f"in {missed} of {len(shots)} swapped faces the detector found none: left out of the means")
-        rows["noise floor"]["sharpness"] = sharpness(views["noise floor"].images, masks, views["target"].images, masks)
+        detector = self.detector()
+        plain = view([shot.image for shot in shots], _following(shots, after, [shot.image for shot in after]), detector)
+        masks, edges = _masks(shots), np.stack([laid_in(shot.points, self.recipe.merge) for shot in shots])
+        rows: Rows = {}
+        views: dict[str, Views] = {}
+        for name, (now, then) in drawn.items():
+            late = list(_merged(after, then, self.recipe.merge))
+            views[name] = view(list(_merged(shots, now, self.recipe.merge)), _following(shots, after, late), detector)
+            rows[name] = {**agreement(views[name], plain, masks, edges, same_person=False)}
+            rows[name]["mouth"] = metrics.mouth_agreement(views[name].points, plain.points, SIZE)
+            rows[name]["sharpness"] = sharpness(views[name].images, masks, plain.images, masks)
         swapped = list(np.round(views["swap"].images * 255).astype(np.uint8))
+        theirs = self.shots(spread(source.held, MEASURED))
+        rows["swap"]["sharpness"] = None
         if theirs:
-            their_masks = np.stack([face_mask(shot.points, SIZE) for shot in theirs])
             originals = _floats([shot.image for shot in theirs])
-            rows["swap"]["sharpness"] = sharpness(views["swap"].images, masks, originals, their_masks)
+            rows["swap"]["sharpness"] = sharpness(views["swap"].images, masks, originals, _masks(theirs))
             own, others = ([shot.image for shot in people] for people in (theirs, shots))
             rows["swap"] |= likeness(own, others, {"swap": swapped}, notes)["swap"]
-        again = {
-            name: self.draw([np.round(face * 255).astype(np.uint8) for face, _ in faces], 1)
-            for name, faces in drawn.items()
-        }
-        crops = _floats([shot.crop for shot in shots])
-        small = np.stack([face_mask(shot.points * self.size / SIZE, self.size) for shot in shots])
-        for name, faces in again.items():
-            rows[name]["swap_back"] = metrics.mean(metrics.fidelity(_stack(faces), crops, small)["psnr"])
-        apart = metrics.change(_stack(drawn["noise floor"]), _stack(drawn["swap"]), small).mean()
-        error = metrics.change(crops, _stack(drawn["noise floor"]), small).mean()
-        rows["swap"]["decoders"], rows["noise floor"]["decoders"] = float(apart / error), 1.0
-        if apart < REPEATS * error:
-            notes.append("the swap repeats the target: both decoders draw nearly the same face; train longer")
+        self._decoders(self.shots(spread(target.held, MEASURED)), rows, notes)
         columns = ["target", "target as target", "target as source", "swap, laid in", "and back as target"]
+        chosen = spread(range(len(shots)), SHOWN)
+        parts = {name: [faces[0][i] for i in chosen] for name, faces in drawn.items()}
+        back = self.again(parts["swap"], TARGET)
         table = [
-            [shots[i].image, drawn["noise floor"][i][0], drawn["swap"][i][0], swapped[i], again["swap"][i][0]]
-            for i in spread(range(len(shots)), SHOWN)
+            [shots[i].image, as_target[0], as_source[0], swapped[i], again[0]]
+            for i, as_target, as_source, again in zip(
+                chosen, parts["target as target"], parts["swap"], back, strict=True
+            )
         ]
-        return rows, page.Pictures("The swap", columns, table), notes
+        return rows, page.Pictures("The swap", columns, table)
 
-    def views(
-        self, shots: Sequence["_Shot"], after: Sequence["_Shot"], swaps: Sequence[swap.Drawn]
-    ) -> dict[str, Views]:
-        """The target as it is, swapped, and drawn by a model that makes no mistake (the noise floor)."""
-        extract, merge = self.recipe.extract, self.recipe.merge
-        detector = detectors.build(extract.detector, threshold=0.5, min_size=SIZE / 4, device=str(self.device))
-        drawn: dict[str, tuple[Sequence[swap.Drawn] | None, Sequence[swap.Drawn] | None]] = {
-            "target": (None, None),
-            "swap": (swaps, self.draw([shot.crop for shot in after], 0)),
-            "noise floor": ([shot.itself() for shot in shots], [shot.itself() for shot in after]),
-        }
-        found = {}
-        for name, (now, then) in drawn.items():
-            following = [
-                metrics.register(image, late.matrix, early.matrix, SIZE)
-                for image, late, early in zip(_merged(after, then, merge), after, shots, strict=False)
-            ]
-            found[name] = view(list(_merged(shots, now, merge)), following, detector)
-        return found
+    def detector(self) -> detectors.Detector:
+        extract = self.recipe.extract
+        return detectors.build(extract.detector, threshold=0.5, min_size=SIZE / 4, device=str(self.device))
+
+    def _decoders(self, held: Sequence["_Shot"], rows: Rows, notes: list[str]) -> None:
+        """Whether the two decoders draw two people, on faces of the target that were not trained on."""
+        crops, size = [shot.crop for shot in held], self.size
+        as_source, as_target = (self.draw(crops, person) for person in (SOURCE, TARGET))
+        truth, masks = _floats(crops), np.stack([face_mask(shot.points * size / SIZE, size) for shot in held])
+        for name, drawn in (("swap", as_source), ("target as target", as_target)):
+            back = metrics.fidelity(_stack(self.again(drawn, TARGET)), truth, masks)
+            rows[name]["swap_back"] = metrics.mean(back["psnr"])
+        apart = metrics.mean(metrics.change(_stack(as_target), _stack(as_source), masks))
+        error = metrics.mean(metrics.change(truth, _stack(as_target), masks))
+        rows["swap"]["decoders"] = apart / error
+        if apart < REPEATS * error:
+            notes.append(
+                "the swap may merely repeat the target: as source and as target its faces are drawn with a difference "
+                f"of {apart / error:.2f} times the model's own error; train longer"
+            )
 
 
 @dataclass(frozen=True)
@@ -285,16 +311,22 @@ class _Shot:
         return self.crop.astype(np.float32) / np.float32(255), np.ones(self.crop.shape[:2], np.float32)
 
 
-def _merged(shots: Sequence[_Shot], drawn: Sequence[swap.Drawn] | None, recipe: MergeRecipe) -> Iterator[NDArray[Any]]:
-    """The shots' images with the drawn faces laid in; as they are if there are none."""
-    for index, shot in enumerate(shots):
-        if drawn is None:
-            yield shot.image
-            continue
-        face, mask = drawn[index]
+def _masks(shots: Sequence[_Shot]) -> metrics.Images:
+    return np.stack([face_mask(shot.points, SIZE) for shot in shots])
+
+
+def _merged(shots: Sequence[_Shot], drawn: Sequence[swap.Drawn], recipe: MergeRecipe) -> Iterator[NDArray[Any]]:
+    """The shots' images (SIZE, SIZE, 3) uint8 RGB with the drawn faces laid in."""
+    for shot, (face, mask) in zip(shots, drawn, strict=True):
         matrix = np.array([[1.0, 0, 0], [0, 1.0, 0]]) * (len(shot.crop) / SIZE)
         found = Face(np.zeros(4, np.float32), shot.points.astype(np.float32), 1.0)
         yield swap.merge(shot.image, shot.crop, face, mask, matrix, found, recipe)
+
+
+def _following(shots: Sequence[_Shot], after: Sequence[_Shot], images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """`images` of the moments `after` the shots, in the shots' coordinates."""
+    trios = zip(images, after, shots, strict=False)  # `after` may be empty
+    return [metrics.register(image, late.matrix, early.matrix, SIZE) for image, late, early in trios]
 
 
 def _stack(drawn: Sequence[swap.Drawn]) -> metrics.Images:

@@ -21,6 +21,7 @@ Images = NDArray[np.float32]
 Points = NDArray[np.float64]
 Numbers = NDArray[np.float64]
 
+FEWEST = 15  # faces over which a mouth's movement can be told from the head's
 RING = 0.03  # width of the rings on both sides of the seam, in units of the crop's side
 FOCAL = 4.0  # focal length of the camera that pose assumes, in units of the crop's side: a face seen from 0.9 m
 
@@ -34,24 +35,26 @@ class Measure:
 
     label: str
     unit: str
-    best: float  # the perfect value: a figure is better the nearer it comes
+    best: float | None  # the perfect value: a figure is better the nearer it comes; None: see its neighbours
     meaning: str
 
 
 TABLE: dict[str, Measure] = {
+    "found": Measure("found", "", 1, "share of the faces in which the detector finds one"),
     "psnr": Measure("PSNR", "dB", np.inf, "10 log10(1 / mean squared difference) inside the face; capped at 100"),
+    "psnr_laid": Measure("laid-in PSNR", "dB", np.inf, "PSNR where the face is laid in: what the network can change"),
     "ssim": Measure("SSIM", "", 1, "structural similarity inside the face, Gaussian window 11 px, sigma 1.5"),
     "ms_ssim": Measure("MS-SSIM", "", 1, "SSIM over five scales (three for crops below 176 px) inside the face"),
     "landmarks": Measure("landmarks", "%", 0, "mean distance of five detected points, % of the eyes' distance"),
     "pose": Measure("pose", "°", 0, "angle between two head rotations, each fitted to five detected points"),
     "expression": Measure("expression", "%", 0, "deviation over time of the expression fitted to it, % of range"),
-    "mouth": Measure("mouth", "r", 1, "correlation over time of the mouth's width and distance from the nose"),
+    "mouth": Measure("mouth", "r", 1, "correlation over time of the mouth's width and distance to the nose, less pose"),
     "flicker": Measure("flicker", "x", 1, "mean change from frame to frame inside the face, swap / reference"),
     "seam": Measure("seam", "ΔE", 0, "colour difference (CIEDE2000) across the edge that the reference lacks"),
     "sharpness": Measure("sharpness", "x", 1, "variance of the Laplacian inside the face, swap / reference"),
-    "identity_source": Measure("to source", "", 0, "mean face embedding distance of the swap to the source"),
-    "identity_target": Measure("to target", "", np.inf, "mean face embedding distance of the swap to the target"),
-    "identity_spread": Measure("own spread", "", 0, "mean face embedding distance of the source to itself"),
+    "identity_source": Measure("to source", "", None, "mean face embedding distance of the swap to the source"),
+    "identity_target": Measure("to target", "", None, "mean face embedding distance of the swap to the target"),
+    "identity_spread": Measure("own spread", "", None, "mean face embedding distance of the source to itself"),
     "swap_back": Measure("swap-back", "dB", np.inf, "PSNR of the target drawn as the source and back as the target"),
     "decoders": Measure("decoders", "x", np.inf, "target drawn as source against target drawn as target, mean absolute "
                         "difference inside the face, over the error of the latter: near 1 or below, the swap repeats "
@@ -121,13 +124,21 @@ def mouth_shape(points: Points) -> NDArray[np.float64]:
     return np.asarray(np.stack([width, below], 1) / eyes[:, None])
 
 
-def mouth_agreement(points: Points, references: Points) -> float:
-    """Mean Pearson correlation over the faces of the two numbers of `mouth_shape`; NaN if a mouth never moves."""
-    ours, theirs = mouth_shape(points), mouth_shape(references)
-    sound = np.isfinite(ours).all(1) & np.isfinite(theirs).all(1)
-    if not sound.any():
+def mouth_agreement(points: Points, references: Points, size: int) -> float:
+    """Mean Pearson correlation over the faces of the two numbers of `mouth_shape`, after what the head's pose explains
+    of them is taken out (least squares on yaw and pitch and their squares, as fitted to the reference's points).
+
+    NaN for fewer than `FEWEST` faces, or if a mouth never moves.
+    """
+    turns = np.array([rotation(each, size) for each in references]).reshape(-1, 3, 3)
+    sound = np.flatnonzero(np.isfinite(points).all((1, 2)) & np.isfinite(turns).all((1, 2)))
+    turns = turns[sound]
+    if len(turns) < FEWEST:
         return float("nan")
-    ours, theirs = ours[sound] - ours[sound].mean(0), theirs[sound] - theirs[sound].mean(0)
+    across, down = turns[:, 0, 2], turns[:, 1, 2]
+    pose = np.column_stack([np.ones_like(across), across, down, across**2, down**2])
+    shapes = [mouth_shape(each[sound]) for each in (points, references)]
+    ours, theirs = (shape - pose @ np.linalg.lstsq(pose, shape)[0] for shape in shapes)
     moved = [(shape**2).sum(0) for shape in (ours, theirs)]
     norm = np.sqrt(np.where(np.minimum(*moved) > 1e-12, moved[0] * moved[1], np.nan))  # rounding is no movement
     return float(((ours * theirs).sum(0) / norm).mean())
@@ -200,6 +211,14 @@ def mean(values: NDArray[Any]) -> float:
 
 
 Rows = Mapping[str, Mapping[str, float | None]]
+
+
+def plain(rows: Rows) -> dict[str, dict[str, float | None]]:
+    """The rows with None for what could not be measured, as JSON wants it."""
+    return {
+        row: {name: value if value is not None and np.isfinite(value) else None for name, value in values.items()}
+        for row, values in rows.items()
+    }
 
 
 def columns(rows: Rows) -> list[str]:

@@ -91,7 +91,8 @@ TEMPLATE = """<!doctype html>
  {% for row, values in block.rows.items() %}<tr><td>{{ row }}</td>{% for name in block.rows | measures %}
  <td>{{ shown(values.get(name)) }}</td>{% endfor %}</tr>{% endfor %}</table></div>
  <dl>{% for name in block.rows | measures %}<dt>{{ table[name].label }}</dt><dd>{{ table[name].meaning }}
- (best: {{ "higher" if table[name].best == inf else "%g" | format(table[name].best) }})</dd>{% endfor %}</dl>{% endif %}
+ {% if table[name].best is not none %}(best: {{ "higher" if table[name].best == inf else
+ "%g" | format(table[name].best) }}){% endif %}</dd>{% endfor %}</dl>{% endif %}
 {% if kind == "Pictures" %}<div class="grid" style="grid-template-columns: repeat({{ block.columns | length }}, 1fr)">
  {% for column in block.columns %}<div class="caption">{{ column }}</div>{% endfor %}
  {% for row in block.rows %}{% for picture in row %}<img alt="" src="{{ picture | inline }}">{% endfor %}{% endfor %}

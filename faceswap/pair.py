@@ -77,9 +77,13 @@ def footage(work: Path) -> dict[str, Path]:
     note = work / NOTE
     try:
         known = json.loads(note.read_text())
-        return {name: Path(known[name]["file"]) for name in ("source", "target")}
+        videos = {name: (Path(known[name]["file"]), int(known[name]["bytes"])) for name in ("source", "target")}
     except (OSError, ValueError, TypeError, KeyError):
         raise UsageError(f"{work}: expected a work folder of faceswap swap, found no {NOTE} that is one") from None
+    for name, (path, size) in videos.items():
+        if not path.is_file() or path.stat().st_size != size:
+            raise UsageError(f"{path}: is gone or another video than the {name} that {work} was made from")
+    return {name: path for name, (path, _) in videos.items()}
 
 
 def _base(recipe: Recipe, run: Path) -> Path | None:

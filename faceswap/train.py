@@ -74,7 +74,7 @@ def train(
     fabric.launch()
     try:
         trainer = Trainer(fabric, recipe, list(people), run)
-        trainer.facesets = {name: [str(folder.resolve()) for folder in folders] for name, folders in people.items()}
+        trainer.facesets = {name: [_from(run, folder) for folder in folders] for name, folders in people.items()}
         trainer.footage = {name: footage([*kept, *held]) for name, (kept, held) in entries.items()}
         trainer.start(state, origin)
         trainer.read(entries)
@@ -114,6 +114,12 @@ def _open(folders: Sequence[Path]) -> list[Faceset]:
                 f"first is {faceset.skipped[0].name}; run faceswap extract on them"
             )
     return facesets
+
+
+def _from(run: Path, folder: Path) -> str:
+    """A faceset as the run names it: relative if it lies beside the run."""
+    run, folder = run.resolve(), folder.resolve()
+    return f"../{folder.relative_to(run.parent)}" if folder.is_relative_to(run.parent) else str(folder)
 
 
 def footage(entries: Sequence[Entry]) -> str:
@@ -168,6 +174,12 @@ class Trainer:
             if difference:
                 raise CheckpointError(
                     f"{self.run}: {difference}; use its recipe, or another run folder (-o; of swap: --work)"
+                )
+            if state.recipe.data.holdout != self.recipe.data.holdout:
+                raise CheckpointError(
+                    f"{self.run}: holds {state.recipe.data.holdout:g} of the faces out of training, not "
+                    f"{self.recipe.data.holdout:g}, and faces once trained on stay so; keep data.holdout, or use "
+                    "another run folder (-o; of swap: --work)"
                 )
             self.restore(state)
             for name, before in state.footage.items():
@@ -405,7 +417,7 @@ def schedule(progress: Progress, recipe: Recipe) -> float:
 
 def _ours(run: Path) -> list[Path]:
     """What a run consists of, as far as it is there."""
-    names = ["recipe.toml", checkpoint.FACESETS, "metrics.jsonl", "best.safetensors", "evaluation.html"]
+    names = ["recipe.toml", checkpoint.FACESETS, "metrics.jsonl", "best.safetensors", "evaluation.html", "truth.html"]
     names += ["events.out.tfevents.*", "previews/latest.png"]
     found = [path for name in names for path in run.glob(name)]
     return [*found, *run.glob("previews/" + "[0-9]" * 9 + ".png"), *checkpoint.states(run)]

@@ -265,12 +265,11 @@ def test_facenet_sees_the_part_of_the_crop_that_a_box_of_mtcnn_covers() -> None:
     np.testing.assert_allclose(part[[1, -2], 80, 1], [y0 + (y1 - y0) / 160, y1 - 2 * (y1 - y0) / 160], atol=1.5)
 
 
-def test_facenet_weights_that_ship_are_found_too(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_facenet_weights_there_is_no_facenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FACESWAP_PRETRAINED", str(tmp_path))
-    monkeypatch.setattr("faceswap.files.shipped", lambda folder: weights)
-    assert isinstance(embedding.find_facenet(), FaceNet)
+    assert embedding.find_facenet() is None
+    monkeypatch.delenv("FACESWAP_PRETRAINED")
+    assert embedding.find_facenet() is None
 
 
 def cut_short(path: Path) -> None:

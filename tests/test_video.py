@@ -739,3 +739,43 @@ def test_a_real_clip_keeps_frames_times_and_sound(stage: Path, tmp_path: Path, t
     assert packets(out) == packets(stage)
     assert packets(out)[0][0] == Fraction(353, 44100)
     assert told == []
+
+
+# A video of pictures
+
+
+def patches() -> NDArray[np.uint8]:
+    """Flat patches of colour (64, 96, 3), larger than the codec's blocks."""
+    colors = [(200, 40, 40), (40, 180, 60), (50, 60, 200), (128, 128, 128), (235, 220, 60), (20, 20, 20)]
+    return np.kron(np.array(colors, np.uint8).reshape(2, 3, 3), np.ones((32, 32, 1), np.uint8))
+
+
+def test_pictures_become_a_video_with_their_colours_times_sound_and_tags(tmp_path: Path) -> None:
+    out, image = tmp_path / "made.mp4", patches()
+    sound = np.sin(np.arange(video.SOUND_RATE) / 20).astype(np.float32) / 3
+    count = video.write_video(out, iter([image] * 30), Fraction(30), sound=sound, metadata={"comment": "made"})
+    info = probe(out)
+    assert count == info.frames == 30 and info.rate == 30 and info.has_audio
+    assert (info.width, info.height, info.pixel_format) == (96, 64, "yuv420p")
+    assert (info.colors.matrix, info.colors.range) == (1, 1), "BT.709, limited, and it says so"
+    frames = list(read_frames(out))
+    assert [frame.time for frame in frames] == [Fraction(i, 30) for i in range(30)]
+    for row in range(2):
+        for column in range(3):
+            where = (slice(32 * row + 8, 32 * row + 24), slice(32 * column + 8, 32 * column + 24))
+            assert np.abs(frames[15].image[where].astype(int) - image[where]).max() <= 4
+    with av.open(str(out)) as container:
+        assert container.metadata["comment"] == "made"
+
+
+def test_a_video_of_no_pictures_is_none(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="no frame was given"):
+        video.write_video(tmp_path / "none.mp4", iter([]), Fraction(25))
+    with pytest.raises(UsageError, match="ending in one of"):
+        video.write_video(tmp_path / "none.gif", iter([patches()]), Fraction(25))
+    (tmp_path / "mine.mkv").write_text("mine")
+    with pytest.raises(OutputExistsError):
+        video.write_video(tmp_path / "mine.mkv", iter([patches()]), Fraction(25))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.mkv"]
+    video.write_video(tmp_path / "mine.mkv", iter([patches()]), Fraction(25), overwrite=True)
+    assert probe(tmp_path / "mine.mkv").frames == 1
