@@ -294,9 +294,9 @@ def read_points(truth: Path) -> NDArray[np.float32]:
 def _read_truth(truth: Path) -> tuple[Take, NDArray[np.float32]]:
     try:
         with truth.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            version, text, points = int(archive["version"]), str(archive["take"]), np.asarray(archive["points"])
-        if version > VERSION:
-            raise MediaError(f"{truth}: version {version}, expected at most {VERSION}; update faceswap")
+            if (version := int(archive["version"])) > VERSION:
+                raise MediaError(f"{truth}: version {version}, expected at most {VERSION}; update faceswap")
+            text, points = str(archive["take"]), np.asarray(archive["points"])
         take = Take.from_json(text)
         if points.shape != (take.frames, 5, 2):
             raise ValueError(f"points of shape {points.shape} for {take.frames} frames")

@@ -111,7 +111,7 @@ def test_evaluate_truth(benched: tuple[Path, Any], protocol: Any, tmp_path: Path
     folder = benched[0]
     result = faceswap("evaluate", folder / "pair1" / "work" / "run", "--truth", "--json")
     (rows,) = json.loads(result.stdout)["tables"].values()
-    assert set(rows) == {"swap", "floor: target unswapped", "ceiling: truth at 32 px"}
+    assert {"swap", "floor: target unswapped", "ceiling: truth at 32 px"} <= set(rows)
     (tmp_path / "p.toml").write_text("size = 3")
     assert "size = 3" in refused(2, "evaluate", tmp_path / "new", "--truth", "--protocol", tmp_path / "p.toml")
     assert "--protocol belongs to --truth" in refused(2, "evaluate", folder, "--protocol", tmp_path / "p.toml")
