@@ -10,28 +10,35 @@ same take gives the same pixels, in any process.
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from faceswap import align, console, files, video
-from faceswap.errors import MediaError, UsageError
+from faceswap.errors import FaceswapError, MediaError, OutputExistsError, UsageError
 from faceswap.faceset import FaceMeta, refuse_foreign, write_face
 from faceswap.heads import Expression, Identity, Pose, smoothstep
 from faceswap.provenance import rendered_tags
 from faceswap.render import Actor, Light, Shot, background
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 VERSION = 1  # of truth files
 SCALE = 0.62  # height of the head in units of the frame's
@@ -39,7 +46,7 @@ FRAME_PER_CROP = 1.35  # side of the frame that a single face is cropped from, i
 SHOTS = 4  # faces per identity in a faceset
 PITCH = 165.0  # Hz, of a voice between a man's and a woman's
 MOODS = {"smile": 1.0, "pucker": 0.6, "frown": 0.9, "surprise": 1.0}  # how far each goes
-AT_ONCE = 16  # frames that a process renders before it hands them over
+AT_ONCE = 16  # frames up to 512 px that a process renders before it hands them over, fewer of larger ones
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ class Take:
     def shots(self, wanted: Sequence[int] | None = None, *, workers: int | None = None) -> Iterator[Shot]:
         """The frames, or those numbered in `wanted`, in that order; several processes render when it pays."""
         numbers = list(range(self.frames)) if wanted is None else list(wanted)
-        parts = [numbers[start : start + AT_ONCE] for start in range(0, len(numbers), AT_ONCE)]
+        step = max(1, AT_ONCE * 512**2 // max(self.size, 512) ** 2)
+        parts = [numbers[start : start + step] for start in range(0, len(numbers), step)]
         for shots in _spread(_render, [(self, part) for part in parts], workers):
             yield from shots
 
@@ -105,19 +113,43 @@ def as_arguments(moment: Moment) -> dict[str, Any]:
     return {field.name: getattr(moment, field.name) for field in fields(moment)}
 
 
-def _spread(work: Any, jobs: Sequence[Any], workers: int | None) -> Iterator[Any]:
-    """`work` on each job, in order, in several processes if there are several jobs."""
+def _spread(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None) -> Iterator[Result]:
+    """`work` on each job, in order, in several processes if there are several jobs; a few jobs ahead, no more."""
     workers = min(len(jobs), workers or os.cpu_count() or 1)
     if workers < 2:
         yield from map(work, jobs)
         return
     fresh = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
-    with ProcessPoolExecutor(workers, mp_context=fresh, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=fresh, initializer=_start_worker) as pool:
+        coming: deque[Future[Result]] = deque()
         try:
-            yield from pool.map(work, jobs)
-        except BaseException:
+            for job in jobs:
+                coming.append(pool.submit(work, job))
+                if len(coming) > 2 * workers:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        except BrokenProcessPool:
+            raise FaceswapError(
+                "a rendering process died: out of memory (render smaller), or it was started by a script without "
+                'if __name__ == "__main__" (add that, or pass workers=1)'
+            ) from None
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
+
+
+def _start_worker() -> None:
+    """In a process that renders: one core, and an end with the parent, which alone hears Ctrl-C."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 # Performances
@@ -232,38 +264,35 @@ def truth_path(clip: Path) -> Path:
     return clip.with_suffix(".truth.npz")
 
 
-def write_clip(take: Take, out: Path, *, overwrite: bool = False) -> Report:
+def write_clip(take: Take, out: Path, *, overwrite: bool = False, workers: int | None = None) -> Report:
     """Render a take as H.264 with sound, and its truth beside it (see `truth_path`).
 
     The truth is a NumPy archive: `take` (JSON, all that the clip was rendered from), `pose` (N, 3) yaw, pitch and roll
     in degrees, `expression` (N, 9) and `light` (N, 6) with their `_names`, `points` (N, 5, 2) and `landmarks`
     (N, 68, 2) float32 (x, y) in pixels, pixel centres at integers, `mask` (N, S, S) uint8, 255 in the face.
-    `UsageError` for an odd size or a wrong name, `OutputExistsError`.
+    `workers` is the number of processes (all cores). `UsageError` for an odd size or a wrong name, `OutputExistsError`.
     """
     if take.size % 2 or take.frames < 1:
         raise UsageError(f"{take.size} px, {take.frames} frames: expected an even size and at least one frame")
     video.check_name(out)
+    for path in (out, truth_path(out)):
+        files.refuse_existing(path, overwrite)
+        if path.is_dir():
+            raise OutputExistsError(f"{path}: a folder, which is never replaced; choose another -o")
     moments, started = take.moments(), time.monotonic()
     points, landmarks = [], []
 
     def images(archive: zipfile.ZipFile) -> Generator[NDArray[np.uint8], None, None]:
-        """The frames; the masks go to the archive one by one, as those of an hour fit into no memory."""
+        """The frames. The masks go to the archive one by one, as those of an hour fit into no memory; the rest after
+        the last frame, before the video takes its name."""
         with archive.open("mask.npy", "w", force_zip64=True) as masks:
             header = {"descr": "|u1", "fortran_order": False, "shape": (take.frames, take.size, take.size)}
             np.lib.format.write_array_header_2_0(masks, header)
-            for shot in console.track(take.shots(), f"rendering {out.name}", take.frames, "frames"):
+            for shot in console.track(take.shots(workers=workers), f"rendering {out.name}", take.frames, "frames"):
                 points.append(shot.points)
                 landmarks.append(shot.landmarks)
                 masks.write(np.round(shot.mask * 255).astype(np.uint8).tobytes())
                 yield shot.image
-
-    with (
-        files.whole_file(truth_path(out), overwrite=overwrite) as partial,
-        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
-    ):
-        sound = voice(moments, float(take.rate), PITCH * 2 ** (-take.identity.masculinity / 2))
-        with closing(images(archive)) as frames:
-            video.write_video(out, frames, take.rate, sound=sound, metadata=rendered_tags(), overwrite=overwrite)
         facts = {
             "version": VERSION,
             "take": take.to_json(),
@@ -278,6 +307,14 @@ def write_clip(take: Take, out: Path, *, overwrite: bool = False) -> Report:
         for name, values in facts.items():
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(values), allow_pickle=False)
+
+    with (
+        files.whole_file(truth_path(out), overwrite=overwrite) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        sound = voice(moments, float(take.rate), PITCH * 2 ** (-take.identity.masculinity / 2))
+        with closing(images(archive)) as frames:
+            video.write_video(out, frames, take.rate, sound=sound, metadata=rendered_tags(), overwrite=overwrite)
     return Report(out, truth_path(out), take.frames, time.monotonic() - started)
 
 
@@ -310,7 +347,15 @@ def _read_truth(truth: Path) -> tuple[Take, NDArray[np.float32]]:
 # Facesets
 
 
-def write_faces(out: Path, count: int, *, size: int = 256, seed: int = 0, overwrite: bool = False) -> Report:
+def write_faces(
+    out: Path,
+    count: int,
+    *,
+    size: int = 256,  # px, side of the crops
+    seed: int = 0,
+    overwrite: bool = False,
+    workers: int | None = None,  # processes; None: all cores
+) -> Report:
     """Render a generic faceset of many people: `SHOTS` faces each, every one in its own pose, mood, light and room.
 
     The crops are canonical by the true points. `FaceMeta.truth` holds what each was rendered from: `identity` (seed),
@@ -323,7 +368,7 @@ def write_faces(out: Path, count: int, *, size: int = 256, seed: int = 0, overwr
     with files.whole_folder(out, overwrite=overwrite) as folder:
         people = range(-(-count // SHOTS))
         jobs = [(folder, seed, person, min(SHOTS, count - person * SHOTS), size) for person in people]
-        for _ in console.track(_spread(_write_person, jobs, None), f"rendering {out.name}", len(jobs), "people"):
+        for _ in console.track(_spread(_write_person, jobs, workers), f"rendering {out.name}", len(jobs), "people"):
             pass
     return Report(out, None, count, time.monotonic() - started)
 

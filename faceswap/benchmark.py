@@ -20,7 +20,7 @@ from faceswap.actors import Moment, Take
 from faceswap.config import Benchmark, MergeRecipe, Recipe
 from faceswap.detectors import Face
 from faceswap.devices import resolve
-from faceswap.errors import MediaError, UsageError
+from faceswap.errors import CheckpointError, MediaError, UsageError
 from faceswap.evaluate import SIZE, Report, Rows
 from faceswap.faceset import Faceset, read_image
 from faceswap.heads import Expression, Identity
@@ -40,9 +40,15 @@ def evaluate_truth(path: Path, protocol: Benchmark, recipe: Recipe, *, device: s
     """Score the run or weight file `path` against its truth, or carry the protocol out in the folder `path`."""
     weights = checkpoint.find(path)
     if not weights.exists() and not (path / "recipe.toml").exists():
+        if path.suffix and not path.is_dir():
+            raise UsageError(f"{path}: no such run or weight file; a new folder for the benchmark has no suffix")
+        if (path / "work" / "run").is_dir():
+            raise UsageError(f"{path}: a folder with a run in it; name the run: {path / 'work' / 'run'}")
         return run(protocol, recipe, path, device=device)
     run_folder, notes = weights.parent, list[str]()
     state = checkpoint.read(weights)
+    if len(state.people) < 2:
+        raise CheckpointError(f"{path}: a base, which knows one person; expected a run that knows two")
     rows, pictures = score_run(weights, recipe.over(state.recipe), protocol.every, device=device, notes=notes)
     out = run_folder / "truth.html"
     tables = {"the swap against the truth": metrics.plain(rows)}
@@ -114,7 +120,7 @@ def score_run(
 ) -> tuple[Rows, page.Pictures]:
     """Score a swap against the truth, beside the floor and the ceiling; `UsageError` if the truth is not known."""
     weights = checkpoint.find(path)
-    work, place = weights.parent.parent, resolve(device)
+    work, place = weights.resolve().parent.parent, resolve(device)
     clips = pair.footage(work)
     source, target = (actors.read_take(actors.truth_path(clips[name])) for name in ("source", "target"))
     _check(clips["target"], target)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import signal
 import threading
@@ -34,6 +35,16 @@ class FilePath(click.Path):
 FILE = FilePath(path_type=Path)
 
 
+class Finite(click.FloatRange):
+    """A number within bounds, which "nan" is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return number
+
+
 class Failure(click.ClickException):
     """One line without a traceback."""
 
@@ -54,7 +65,9 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: clean up, say so
+            for name in ("SIGTERM", "SIGHUP"):  # like Ctrl-C: clean up, say so
+                if hasattr(signal, name):
+                    signal.signal(getattr(signal, name), signal.default_int_handler)
         try:
             return super().invoke(ctx)
         except click.exceptions.NoArgsIsHelpError:
@@ -140,7 +153,7 @@ def budget(command: F) -> F:
         return command(recipe=recipe.changed(train=change), **rest)
 
     limits = "Stop after so {} in all, earlier sessions of the run included."
-    minutes = click.option("--minutes", type=click.FloatRange(0), help=limits.format("many minutes of training"))
+    minutes = click.option("--minutes", type=Finite(0), help=limits.format("many minutes of training"))
     images = click.option("--images", type=click.IntRange(0), help=limits.format("many face images"))
     return minutes(images(run))  # type: ignore[return-value]
 
@@ -164,7 +177,7 @@ def main() -> None:
 @click.argument("inputs", nargs=-1, required=True, type=FILE, metavar="VIDEO_OR_FOLDER...")
 @click.option("-o", "out", required=True, type=FILE, metavar="FACESET", help="Folder of faces to make.")
 @click.option("--every", type=click.IntRange(1), help="Look at every Nth frame.  [extract.every]")
-@click.option("--min-size", type=click.FloatRange(12), help="Smallest face in pixels.  [extract.min_size]")
+@click.option("--min-size", type=Finite(12), help="Smallest face in pixels.  [extract.min_size]")
 @click.option(
     "--max-faces", type=click.IntRange(0), help="Faces per frame, largest first; 0: all.  [extract.max_faces]"
 )
@@ -401,8 +414,8 @@ def evaluate(
 
     if protocol is not None and not truth:
         raise click.UsageError("--protocol belongs to --truth")
-    if truth and (faces is not None or out is not None):
-        raise click.UsageError("--faces and -o do not go with --truth")
+    if truth and (faces is not None or out is not None or overwrite):
+        raise click.UsageError("--faces, -o and --overwrite do not go with --truth")
     if truth:
         report = benchmark.evaluate_truth(path, config.load_benchmark(protocol), recipe, device=device)
     else:
@@ -420,7 +433,7 @@ def actors() -> None:
 @click.option("-o", "out", required=True, type=FILE, metavar="OUT.mp4", help="Video to make; its truth goes beside it.")
 @click.option("--identity", type=click.IntRange(0), default=1, show_default=True, help="Seed of the person.")
 @click.option("--performance", type=click.IntRange(0), default=1, show_default=True, help="Seed of what happens.")
-@click.option("--seconds", type=click.FloatRange(0, 3600, min_open=True), default=10, show_default=True, help="Length.")
+@click.option("--seconds", type=Finite(0, 3600, min_open=True), default=10, show_default=True, help="Length.")
 @click.option("--size", type=click.IntRange(64, 2048), default=480, show_default=True, help="Side in px, even.")
 @click.option("--fps", type=click.IntRange(1, 120), default=25, show_default=True, help="Frames per second.")
 @overwrite

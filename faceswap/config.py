@@ -128,8 +128,8 @@ class Benchmark(Section):
     """The protocol of the truth benchmark, see `configs/benchmark.toml`."""
 
     size: int = Field(ge=64, le=1024, multiple_of=2)  # px, side of the frames
-    rate: int = Field(ge=1)  # frames/s
-    seconds: float = Field(gt=0)  # of each clip
+    rate: int = Field(ge=1, le=120)  # frames/s
+    seconds: float = Field(gt=0, le=3600)  # of each clip
     images: int = Field(ge=0)  # training budget per pair; 0: by minutes
     minutes: float = Field(0.0, ge=0)  # the same in time, to compare recipes at equal time; 0: by images
     every: int = Field(ge=2)  # every Nth frame of the target is scored, with the one after it
@@ -204,7 +204,12 @@ def load(path: Path | None = None, settings: Sequence[str] = (), seed: int | Non
 def load_benchmark(path: Path | None = None) -> Benchmark:
     """The protocol of the truth benchmark: that of a file, or the one that ships."""
     path = path or shipped("configs") / PROTOCOL
-    return _checked(Benchmark, parse(_read(path), str(path)), str(path))
+    protocol = _checked(Benchmark, parse(_read(path), str(path)), str(path))
+    if protocol.frames < 2:
+        raise RecipeError(f"{path}: clips of {protocol.frames} frames; expected at least 2: raise seconds or rate")
+    if not (protocol.images or protocol.minutes):
+        raise RecipeError(f"{path}: no budget; set images or minutes above 0")
+    return protocol
 
 
 def _read(path: Path) -> str:
@@ -245,6 +250,8 @@ def _checked(kind: type[Checked], values: Mapping[str, Any], where: str) -> Chec
         key = ".".join(keys)
         if first["type"] == "extra_forbidden":
             raise RecipeError(f"{where}: unknown key {key!r}; {suggest(keys[-1], _siblings(kind, keys))}") from None
+        if first["type"] == "missing":
+            raise RecipeError(f"{where}: {key} is missing; give it") from None
         if first["type"] == "model_type":
             raise RecipeError(f"{where}: {key} = {first['input']!r}: expected a section with keys of its own") from None
         raise RecipeError(f"{where}: {key} = {first['input']!r}: {first['msg'].lower()}") from None

@@ -35,6 +35,8 @@ class Report:
 
 def demo(folder: Path, recipe: Recipe, *, device: str = "auto") -> Report:
     """Make the demo in `folder`, or go on with it where it stopped; `UsageError` if other files are in there."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: a file; expected a folder for the demo; choose another -o")
     first = folder / "source.mp4"
     begun = any(path.exists() for path in (first, actors.truth_path(first))) or not folder.exists()
     if not begun and any(path.name[0] != "." for path in folder.iterdir()):

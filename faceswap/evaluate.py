@@ -19,8 +19,8 @@ from faceswap.checkpoint import State
 from faceswap.config import MergeRecipe, Recipe
 from faceswap.detectors import Face
 from faceswap.devices import resolve
-from faceswap.errors import FacesetError
-from faceswap.faceset import Entry, Faceset, read_image
+from faceswap.errors import FacesetError, UsageError
+from faceswap.faceset import Entry, open_all, read_image
 from faceswap.masks import face_mask
 from faceswap.models import FaceModel
 
@@ -100,8 +100,8 @@ def agreement(
         "seam": metrics.mean(metrics.seam(ours.images, reference.images, edges)),
     }
     if len(ours.following):
-        changes = [metrics.mean(metrics.change(seen.images, seen.following, masks)) for seen in (ours, reference)]
-        found["flicker"] = changes[0] / changes[1] if changes[1] else float("nan")
+        changes = [metrics.change(seen.images, seen.following, masks) for seen in (ours, reference)]
+        found["flicker"] = metrics.ratio(changes[0], changes[1])
     return found
 
 
@@ -114,7 +114,7 @@ def laid_in(points: NDArray[Any], recipe: MergeRecipe) -> NDArray[np.float32]:
 def sharpness(ours: metrics.Images, masks: NDArray[Any], reference: metrics.Images, their: NDArray[Any]) -> float:
     """Mean variance of the Laplacian of images (N, S, S, 3) inside `masks` (N, S, S), over that of the reference
     (M, S, S, 3) inside `their` masks (M, S, S)."""
-    return metrics.mean(metrics.laplacian(ours, masks)) / metrics.mean(metrics.laplacian(reference, their))
+    return metrics.ratio(metrics.laplacian(ours, masks), metrics.laplacian(reference, their))
 
 
 def evaluate(
@@ -135,6 +135,8 @@ def evaluate(
     model, state = checkpoint.load_model(weights)
     people, place = _people(weights.parent, state, faces), resolve(device)
     subject = _Subject(model.to(place), state, given.over(state.recipe), place)
+    if out is not None and (out.suffix.lower() not in (".html", ".htm") or out.is_dir()):
+        raise UsageError(f"{out}: expected the name of a page, ending in .html; choose another -o")
     where, replaced = out or weights.parent / "evaluation.html", overwrite
     if out is None and (weights.parent / "recipe.toml").exists():
         replaced = True  # it is the run's own
@@ -175,7 +177,7 @@ def _people(run: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
     found: dict[str, _Entries] = {}
     for name in state.people:
         if faces is not None and name == state.people[-1]:
-            entries = Faceset.open(faces).entries
+            entries = open_all([faces])[0].entries
             found[name] = _Entries(entries, entries, faces.name)
             continue
         folders = known.get(name, [])
@@ -186,7 +188,7 @@ def _people(run: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
             console.warn(f"{run}: the {name}'s faces are gone ({where}): figures that need them are left out")
             found[name] = _Entries([], [], "")
             continue
-        kept, held = batches.split([Faceset.open(folder) for folder in folders], state.recipe.data.holdout)
+        kept, held = batches.split(open_all(folders), state.recipe.data.holdout)
         found[name] = _Entries(held, kept + held, "held out")
     return found
 
@@ -281,13 +283,13 @@ class _Subject:
         for name, drawn in (("swap", as_source), ("target as target", as_target)):
             back = metrics.fidelity(_stack(self.again(drawn, TARGET)), truth, masks)
             rows[name]["swap_back"] = metrics.mean(back["psnr"])
-        apart = metrics.mean(metrics.change(_stack(as_target), _stack(as_source), masks))
-        error = metrics.mean(metrics.change(truth, _stack(as_target), masks))
-        rows["swap"]["decoders"] = apart / error
-        if apart < REPEATS * error:
+        apart = metrics.change(_stack(as_target), _stack(as_source), masks)
+        distance = metrics.ratio(apart, metrics.change(truth, _stack(as_target), masks))
+        rows["swap"]["decoders"] = distance
+        if distance < REPEATS:
             notes.append(
                 "the swap may merely repeat the target: as source and as target its faces are drawn with a difference "
-                f"of {apart / error:.2f} times the model's own error; train longer"
+                f"of {distance:.2f} times the model's own error; train longer"
             )
 
 

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from faceswap import align
+from faceswap import align, console
 from faceswap.errors import FacesetError, OutputExistsError
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damaged images are said by us, once
@@ -103,6 +103,18 @@ class Faceset:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def open_all(folders: Sequence[Path]) -> list[Faceset]:
+    """Facesets, see `Faceset.open`; images in them that are not ours are said."""
+    facesets = [Faceset.open(folder) for folder in folders]
+    for faceset in facesets:
+        if faceset.skipped:
+            console.warn(
+                f"{faceset.folder}: {len(faceset.skipped)} images without face metadata are left out, the "
+                f"first is {faceset.skipped[0].name}; run faceswap extract on them"
+            )
+    return facesets
 
 
 def refuse_foreign(out: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from faceswap.errors import OutputExistsError, UsageError
@@ -119,7 +119,8 @@ def whole_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         _name(error, path, partial)
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that can't be written: the first error is the one that counts
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -130,8 +131,8 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     sweep(path)
     refuse_existing(path, overwrite)
     partial = partial_name(path)
-    partial.mkdir()
     try:
+        partial.mkdir()
         yield partial
         refuse_existing(path, overwrite)
         if os.name == "posix":

@@ -210,6 +210,12 @@ def mean(values: NDArray[Any]) -> float:
     return float(sound.mean()) if len(sound) else float("nan")
 
 
+def ratio(values: NDArray[Any], references: NDArray[Any]) -> float:
+    """The mean of the values over that of the references; NaN if the latter is 0."""
+    below = mean(references)
+    return mean(values) / below if below else float("nan")
+
+
 Rows = Mapping[str, Mapping[str, float | None]]
 
 

@@ -25,7 +25,7 @@ from faceswap.checkpoint import Progress, State
 from faceswap.config import Recipe
 from faceswap.devices import fabric_options
 from faceswap.errors import CheckpointError, RecipeError, TrainingError
-from faceswap.faceset import Entry, Faceset
+from faceswap.faceset import Entry, open_all
 from faceswap.models import FaceModel
 from faceswap.monitor import Monitor, sheet
 
@@ -64,7 +64,7 @@ def train(
     """
     recipe = recipe.resolved()
     check_recipe(recipe, len(people))
-    entries = {name: split(_open(folders), recipe.data.holdout) for name, folders in people.items()}
+    entries = {name: split(open_all(folders), recipe.data.holdout) for name, folders in people.items()}
     check_folder(run, overwrite)
     state = None if overwrite else checkpoint.latest(run)
     origin = open_base(base, recipe) if base is not None and state is None else None
@@ -102,18 +102,6 @@ def check_recipe(recipe: Recipe, people: int) -> None:
         raise RecipeError(f"every loss has the weight 0; set one of loss.{', loss.'.join(weights)} above it")
     models.SOCKET.load(recipe.model.name)
     strategies.SOCKET.load(recipe.strategy.name)
-
-
-def _open(folders: Sequence[Path]) -> list[Faceset]:
-    """Facesets; images in them that are not ours are said."""
-    facesets = [Faceset.open(folder) for folder in folders]
-    for faceset in facesets:
-        if faceset.skipped:
-            console.warn(
-                f"{faceset.folder}: {len(faceset.skipped)} images without face metadata are left out, the "
-                f"first is {faceset.skipped[0].name}; run faceswap extract on them"
-            )
-    return facesets
 
 
 def _from(run: Path, folder: Path) -> str:

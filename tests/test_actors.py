@@ -16,7 +16,7 @@ import pytest
 from faceswap import actors, align, detectors, extract, provenance
 from faceswap.actors import Take
 from faceswap.config import ExtractRecipe
-from faceswap.errors import MediaError, OutputExistsError, UsageError
+from faceswap.errors import FaceswapError, MediaError, OutputExistsError, UsageError
 from faceswap.faceset import Faceset, read_image
 from faceswap.heads import Identity
 from faceswap.video import probe, read_frames
@@ -225,6 +225,46 @@ def test_a_killed_rendering_leaves_no_clip(tmp_path: Path) -> None:
     assert not (tmp_path / "a.mp4").exists() and not (tmp_path / "a.truth.npz").exists()
     actors.write_clip(replace(TAKE, frames=2), tmp_path / "a.mp4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.truth.npz"], "and the parts are swept"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is asked of POSIX")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    words = ["actors", "clip", "-o", "a.mp4", "--seconds", "60", "--size", "96", "-q"]
+    process = subprocess.Popen([sys.executable, "-m", "faceswap", *words], cwd=tmp_path, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("no /proc that lists children")
+    deadline, workers = time.monotonic() + 60, list[int]()
+    while len(workers) < 3 and time.monotonic() < deadline and os.cpu_count() != 1:  # two, and their tracker
+        workers = [int(word) for word in children.read_text().split()]
+        time.sleep(0.1)
+    time.sleep(1.5)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [worker for worker in workers if is_running(worker)]
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_worker_that_dies_is_one_clear_line() -> None:
+    with pytest.raises(FaceswapError, match="a rendering process died: out of memory"):
+        list(actors._spread(os._exit, [1, 1, 1], 2))
+
+
+def test_a_folder_in_the_way_of_the_truth_is_seen_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "a.truth.npz").mkdir()
+    with pytest.raises(OutputExistsError, match="a folder, which is never replaced"):
+        actors.write_clip(TAKE, tmp_path / "a.mp4", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.truth.npz"]
 
 
 def test_the_detector_is_sure_of_a_dozen_people() -> None:

@@ -276,6 +276,10 @@ def test_the_protocol_that_ships() -> None:
         ("sizee = 3", "unknown key 'sizee'; did you mean 'size'"),
         ("every = 1", "every = 1: input should be greater than or equal to 2"),
         ("pairs = []", "pairs = "),
+        ("rate = 99999", "rate = 99999: input should be less than or equal to 120"),
+        ("seconds = 0.04", "clips of 1 frames; expected at least 2"),
+        ("images = 0", "no budget; set images or minutes above 0"),
+        ("pairs = [{source = 1}]", "pairs.0.source_performance is missing"),
         ("[[pairs]]\nsource = 1\nsorce_performance = 2", "unknown key 'pairs.0.sorce_performance'; did you mean"),
     ],
 )

@@ -134,6 +134,24 @@ def test_actors(tmp_path: Path) -> None:
     assert "Rendered people" in faceswap("actors", "-h").stdout
 
 
+def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
+    for word in ("nan", "inf", "-1", "0"):
+        assert "--seconds" in refused(2, "actors", "clip", "-o", tmp_path / "a.mp4", "--seconds", word)
+    assert "--minutes" in refused(2, "demo", "-o", tmp_path / "d", "--minutes", "nan")
+
+
+def test_evaluate_replaces_pages_only(run: Path, tmp_path: Path) -> None:
+    weights = run / "best.safetensors"
+    before = weights.read_bytes()
+    assert "ending in .html" in refused(2, "evaluate", run, "-o", weights, "--overwrite")
+    assert weights.read_bytes() == before
+    assert "a new folder for the benchmark has no suffix" in refused(
+        2, "evaluate", tmp_path / "w.safetensors", "--truth"
+    )
+    (tmp_path / "d" / "work" / "run").mkdir(parents=True)
+    assert "name the run: " in refused(2, "evaluate", tmp_path / "d", "--truth")
+
+
 def test_demo_refuses_at_once_what_would_fail_later(tmp_path: Path) -> None:
     assert "no transfer called 'foo'" in refused(2, "demo", "-o", tmp_path / "d", "--set", "merge.color=foo")
     assert not (tmp_path / "d").exists()
