@@ -32,6 +32,7 @@ FIT_SCALE = 0.5  # size of their renders in units of the take's
 RIDGE = 5e-4  # weight, per pixel, of an expression's deviation from the truth
 RANGES = {"gaze_x": 36.0, "gaze_y": 16.0}  # degrees; every other part of an expression goes from 0 to 1
 
+WORK = "swapped.faceswap"  # where `pair.swap_pair` works on swapped.mp4
 TRUTH = "truth"  # the row that has the identity of the truth itself
 Images = Mapping[int, NDArray[Any]]  # frame number -> (H, W, 3) uint8 RGB
 
@@ -42,8 +43,8 @@ def evaluate_truth(path: Path, protocol: Benchmark, recipe: Recipe, *, device: s
     if not weights.exists() and not (path / "recipe.toml").exists():
         if path.suffix and not path.is_dir():
             raise UsageError(f"{path}: no such run or weight file; a new folder for the benchmark has no suffix")
-        if (path / "work" / "run").is_dir():
-            raise UsageError(f"{path}: a folder with a run in it; name the run: {path / 'work' / 'run'}")
+        if (path / WORK / "run").is_dir():
+            raise UsageError(f"{path}: a folder with a run in it; name the run: {path / WORK / 'run'}")
         return run(protocol, recipe, path, device=device)
     run_folder, notes = weights.parent, list[str]()
     state = checkpoint.read(weights)
@@ -93,13 +94,12 @@ def run(protocol: Benchmark, recipe: Recipe, folder: Path, *, device: str = "aut
             where / "swapped.mp4",
             recipe,
             device=device,
-            work=where / "work",
             overwrite=True,
         )
         if done.merge is None:
             raise KeyboardInterrupt
         notes: list[str] = []
-        rows, pictures = score_run(where / "work" / "run", recipe, protocol.every, device=device, notes=notes)
+        rows, pictures = score_run(where / WORK / "run", recipe, protocol.every, device=device, notes=notes)
         report.notes.extend(f"pair {number}: {note}" for note in notes)
         tables[f"pair {number}: actor {cast.source} as actor {cast.target}"] = rows
         blocks.append(replace(pictures, title=f"Pair {number}"))

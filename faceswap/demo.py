@@ -49,10 +49,8 @@ def demo(folder: Path, recipe: Recipe, *, device: str = "auto") -> Report:
     with _timed(seconds, "rendering three clips"):
         benchmark.render(folder, clips)
     names = {name: folder / f"{name}.mp4" for name in clips}
-    swapped, began = folder / "swapped.mp4", time.monotonic()
-    done = pair.swap_pair(
-        names["source"], names["target"], swapped, recipe, device=device, work=folder / "work", overwrite=True
-    )
+    swapped, run, began = folder / "swapped.mp4", folder / benchmark.WORK / "run", time.monotonic()
+    done = pair.swap_pair(names["source"], names["target"], swapped, recipe, device=device, overwrite=True)
     if done.merge is None:
         return Report(None, seconds)
     spent = time.monotonic() - began
@@ -61,7 +59,7 @@ def demo(folder: Path, recipe: Recipe, *, device: str = "auto") -> Report:
     seconds["training"] = spent - seconds["extracting faces"] - seconds["merging"]
     notes: list[str] = []
     with _timed(seconds, "scoring"):
-        rows, pictures = benchmark.score_run(folder / "work" / "run", recipe, SCORED, device=device, notes=notes)
+        rows, pictures = benchmark.score_run(run, recipe, SCORED, device=device, notes=notes)
     with _timed(seconds, "difference and page"):
         _write_difference(swapped, names["truth"], folder / "difference.mp4")
         blocks: list[page.Block] = [
@@ -82,7 +80,7 @@ def demo(folder: Path, recipe: Recipe, *, device: str = "auto") -> Report:
                     "swap - truth, four times": "difference.mp4",
                 },
             ),
-            page.History("Training, from the first preview to the last", _previews(folder / "work" / "run")),
+            page.History("Training, from the first preview to the last", _previews(run)),
             page.Figures("Scores against the truth", rows),
             pictures,
             page.Facts("How long it took, this time", {name: f"{value:.1f} s" for name, value in seconds.items()}),

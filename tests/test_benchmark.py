@@ -203,7 +203,7 @@ def test_two_runs_with_one_seed_give_the_same_scores(
 def test_a_run_of_the_benchmark_is_scored_by_itself(
     benched: tuple[Path, evaluate.Report], protocol: Benchmark, tiny: Recipe
 ) -> None:
-    run = benched[0] / "pair1" / "work" / "run"
+    run = benched[0] / "pair1" / benchmark.WORK / "run"
     for path in (run, run / "best.safetensors"):
         report = benchmark.evaluate_truth(path, protocol, tiny, device="cpu")
         (rows,) = report.tables.values()
@@ -229,9 +229,9 @@ def test_a_truth_that_is_not_of_the_clip_is_refused(
     benched: tuple[Path, evaluate.Report], protocol: Benchmark, tiny: Recipe, tmp_path: Path
 ) -> None:
     shutil.copytree(benched[0] / "pair1", tmp_path / "pair1")
-    note = tmp_path / "pair1" / "work" / "work.json"
+    note = tmp_path / "pair1" / benchmark.WORK / "work.json"
     note.write_text(note.read_text().replace(str(benched[0] / "pair1"), str(tmp_path / "pair1")))
-    run, clip = tmp_path / "pair1" / "work" / "run", tmp_path / "pair1" / "target.mp4"
+    run, clip = tmp_path / "pair1" / benchmark.WORK / "run", tmp_path / "pair1" / "target.mp4"
     evaluated = benchmark.evaluate_truth(run, protocol, tiny, device="cpu")
     assert json.dumps(list(evaluated.tables.values())) == json.dumps(list(benched[1].tables.values())[1:])
     truth = actors.truth_path(clip)

@@ -109,7 +109,7 @@ def test_evaluate(run: Path, facesets: dict[str, Path], tmp_path: Path) -> None:
 
 def test_evaluate_truth(benched: tuple[Path, Any], protocol: Any, tmp_path: Path) -> None:
     folder = benched[0]
-    result = faceswap("evaluate", folder / "pair1" / "work" / "run", "--truth", "--json")
+    result = faceswap("evaluate", folder / "pair1" / "swapped.faceswap" / "run", "--truth", "--json")
     (rows,) = json.loads(result.stdout)["tables"].values()
     assert {"swap", "floor: target unswapped", "ceiling: truth at 32 px"} <= set(rows)
     (tmp_path / "p.toml").write_text("size = 3")
@@ -148,7 +148,7 @@ def test_evaluate_replaces_pages_only(run: Path, tmp_path: Path) -> None:
     assert "a new folder for the benchmark has no suffix" in refused(
         2, "evaluate", tmp_path / "w.safetensors", "--truth"
     )
-    (tmp_path / "d" / "work" / "run").mkdir(parents=True)
+    (tmp_path / "d" / "swapped.faceswap" / "run").mkdir(parents=True)
     assert "name the run: " in refused(2, "evaluate", tmp_path / "d", "--truth")
 
 

@@ -4,7 +4,8 @@
     export FACESWAP_PRETRAINED=FOLDER
 
 The download is a release file of github.com/timesler/facenet-pytorch. The layer that names VGGFace2's 8,631 people is
-left out. Nothing but tensors is read from the file (torch.load with weights_only).
+left out. VGGFace2 was published for research: look at its terms before you use the weights for anything else. Nothing
+but tensors is read from the file (torch.load with weights_only).
 """
 
 import argparse
