@@ -60,7 +60,8 @@ def evaluate_truth(path: Path, protocol: Benchmark, recipe: Recipe, *, device: s
 
 
 def _figures(tables: Mapping[str, Rows]) -> list[page.Figures]:
-    return [page.Figures(title, rows) for title, rows in tables.items()]
+    """Tables for the page; what their figures mean is said once, below the first."""
+    return [page.Figures(title, rows, explained=not n) for n, (title, rows) in enumerate(tables.items())]
 
 
 def run(protocol: Benchmark, recipe: Recipe, folder: Path, *, device: str = "auto") -> Report:

@@ -30,6 +30,7 @@ class Figures:
 
     title: str
     rows: metrics.Rows
+    explained: bool = True  # what each measure means stands below the table
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ TEMPLATE = """<!doctype html>
  body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1180px; padding: 0 1rem; color: #1b1f24; }
  h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
  table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0 } .wide { overflow-x: auto }
- th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #d7dbe0; white-space: nowrap }
- th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: #fff } th { font-weight: 600; font-size: 13px }
+ th, td { padding: .25rem .45rem; font-size: 14px; text-align: right; border-bottom: 1px solid #d7dbe0; white-space: nowrap }
+ th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: #fff } th { font-weight: 600; font-size: 12px; white-space: normal }
  figure { margin: 0 } figcaption, .caption { font-size: 13px; color: #57606a } img, video { width: 100%; height: auto; display: block }
  .grid { display: grid; gap: 6px } dl { font-size: 13px; color: #57606a } dt { font-weight: 600; float: left;
  margin-right: .5rem } dd { margin: 0 } button, input[type=range] { font: inherit; margin: .5rem 0 } input { width: 100% }
@@ -90,9 +91,9 @@ TEMPLATE = """<!doctype html>
  <th>{{ table[name].label }}{% if table[name].unit %} {{ table[name].unit }}{% endif %}</th>{% endfor %}</tr>
  {% for row, values in block.rows.items() %}<tr><td>{{ row }}</td>{% for name in block.rows | measures %}
  <td>{{ shown(values.get(name)) }}</td>{% endfor %}</tr>{% endfor %}</table></div>
- <dl>{% for name in block.rows | measures %}<dt>{{ table[name].label }}</dt><dd>{{ table[name].meaning }}
+ {% if block.explained %}<dl>{% for name in block.rows | measures %}<dt>{{ table[name].label }}</dt><dd>{{ table[name].meaning }}
  {% if table[name].best is not none %}(best: {{ "higher" if table[name].best == inf else
- "%g" | format(table[name].best) }}){% endif %}</dd>{% endfor %}</dl>{% endif %}
+ "%g" | format(table[name].best) }}){% endif %}</dd>{% endfor %}</dl>{% endif %}{% endif %}
 {% if kind == "Pictures" %}<div class="grid" style="grid-template-columns: repeat({{ block.columns | length }}, 1fr)">
  {% for column in block.columns %}<div class="caption">{{ column }}</div>{% endfor %}
  {% for row in block.rows %}{% for picture in row %}<img alt="" src="{{ picture | inline }}">{% endfor %}{% endfor %}
