@@ -248,7 +248,7 @@ class _Subject:
             late = list(_merged(after, then, self.recipe.merge))
             views[name] = view(list(_merged(shots, now, self.recipe.merge)), _following(shots, after, late), detector)
             rows[name] = {**agreement(views[name], plain, masks, edges, same_person=False)}
-            rows[name]["mouth"] = metrics.mouth_agreement(views[name].points, plain.points, SIZE)
+            rows[name]["mouth"] = metrics.mouth_agreement(views[name].points, plain.points)
             rows[name]["sharpness"] = sharpness(views[name].images, masks, plain.images, masks)
         swapped = list(np.round(views["swap"].images * 255).astype(np.uint8))
         theirs = self.shots(spread(source.held, MEASURED))

