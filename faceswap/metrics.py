@@ -126,7 +126,7 @@ def mouth_shape(points: Points) -> NDArray[np.float64]:
 
 def mouth_agreement(points: Points, references: Points) -> float:
     """Mean Pearson correlation over the faces of the two numbers of `mouth_shape`, after what the head's pose explains
-    of them is taken out: least squares on the place of the reference's nose between its eyes, and its squares.
+    of them is taken out: least squares on the place of the reference's nose between its eyes, to second order.
 
     NaN for fewer than `FEWEST` faces, or if a mouth never moves.
     """
@@ -138,7 +138,7 @@ def mouth_agreement(points: Points, references: Points) -> float:
     nose = references[:, 2] - references[:, :2].mean(1)
     across = (nose * eyes).sum(1) / (eyes**2).sum(1)
     down = (eyes[:, 0] * nose[:, 1] - eyes[:, 1] * nose[:, 0]) / (eyes**2).sum(1)
-    pose = np.column_stack([np.ones_like(across), across, down, across**2, down**2])
+    pose = np.column_stack([np.ones_like(across), across, down, across**2, down**2, across * down])
     shapes = [mouth_shape(points), mouth_shape(references)]
     ours, theirs = (shape - pose @ np.linalg.lstsq(pose, shape)[0] for shape in shapes)
     moved = [(shape**2).sum(0) for shape in (ours, theirs)]

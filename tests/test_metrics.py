@@ -376,12 +376,13 @@ def test_a_nodding_head_is_no_speech() -> None:
         for into, share in ((speaking, 1.0), (silent, 0.0)):
             head = metrics.HEAD.copy()
             head[3:] += share * np.array([[-wide, opening, 0], [wide, opening, 0]])
-            into.append(from_afar(head, yaw, pitch))
+            into.append(from_afar(head, yaw, pitch) + rng.normal(0, 0.3, (5, 2)))
     ours, theirs = np.array(silent), np.array(speaking)
     assert metrics.mouth_agreement(theirs, theirs) == pytest.approx(1)
     shapes = [metrics.mouth_shape(each) for each in (ours, theirs)]
     plain = np.mean([np.corrcoef(shapes[0][:, i], shapes[1][:, i])[0, 1] for i in (0, 1)])
-    assert plain > 0.4 and abs(metrics.mouth_agreement(ours, theirs)) < 0.25, "seen as they are they seem to agree"
+    assert plain > 0.4, "seen as they are they seem to agree"
+    assert abs(metrics.mouth_agreement(ours, theirs)) < plain - 0.1, "to second order: not all of it goes"
 
 
 def from_afar(head: Array, yaw: float, pitch: float) -> Array:
