@@ -559,8 +559,8 @@ def write_video(
     check_name(path)
     colors, count = Colors(BT709_TAG, BT709_TAG, BT709_TAG, LIMITED), 0
     with whole_file(path, overwrite=overwrite) as partial, _explained(path):
-        options = {} if CONTAINERS[path.suffix.lower()] == "matroska" else {"movflags": "use_metadata_tags+faststart"}
         kind = CONTAINERS[path.suffix.lower()]
+        options = {} if kind == "matroska" else {"movflags": "use_metadata_tags+faststart"}
         with av.open(str(partial), "w", format=kind, container_options=options) as output:
             output.metadata.update(dict(metadata or {}))
             video = output.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
