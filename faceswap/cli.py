@@ -211,6 +211,11 @@ def extract(
     show(report, text, as_json)
 
 
+@main.group()
+def faceset() -> None:
+    """Look through, choose from, pack and import sets of faces."""
+
+
 @main.command()
 @click.argument("faces", nargs=-1, required=True, type=FILE, metavar="FACES...")
 @click.option(

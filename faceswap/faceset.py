@@ -24,9 +24,10 @@ from faceswap.errors import FacesetError, OutputExistsError
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damaged images are said by us, once
 
-VERSION = 1
+VERSION = 2  # 1 had no landmarks, fit and track
 KEYWORD = b"faceswap"
 SUFFIXES = (".png", ".jpg", ".jpeg")
+LANDMARKS = 152  # how many there are, see faceswap.landmarks
 AT_ONCE = 256  # images that wait to be read
 PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
@@ -49,12 +50,22 @@ class FaceMeta:
     detector: str
     probability: float
     input: int = 0  # number of the input among those extracted together
+    landmarks: list[list[float]] | None = None  # dense ones, see faceswap.landmarks; None: none that fit
+    fit: float = 0.0  # of the landmarks
+    track: int | None = None  # who this is over time, within the input
     truth: dict[str, Any] | None = None  # of a rendered face: what it was rendered from, see actors.write_faces
     version: int = VERSION
 
     def crop_points(self, size: int) -> NDArray[np.float64]:
         """The five points (5, 2) in the pixels of the crop at `size`."""
         inside = align.apply(np.array(self.matrix), np.array(self.points))
+        return np.asarray(inside * (size / self.size))
+
+    def crop_outline(self, size: int) -> NDArray[np.float64]:
+        """What a mask is drawn from, in the pixels of the crop at `size`: the landmarks (152, 2), or the five points."""
+        if self.landmarks is None:
+            return self.crop_points(size)
+        inside = align.apply(np.array(self.matrix), np.array(self.landmarks))
         return np.asarray(inside * (size / self.size))
 
 
@@ -186,10 +197,13 @@ def _is_sound(meta: FaceMeta) -> bool:
     """Whether metadata, which anybody may have edited, has the types and shapes that the rest relies on."""
     whole = all(type(number) is int and number >= 0 for number in (meta.frame, meta.face, meta.input))
     words = isinstance(meta.source, str) and isinstance(meta.detector, str)
-    words = words and isinstance(meta.truth, dict | None)
+    words = words and isinstance(meta.truth, dict | None) and (meta.track is None or type(meta.track) is int)
     if not (whole and words and type(meta.size) is int and meta.size > 0):
         return False
-    shapes = ((meta.box, (4,)), (meta.points, (5, 2)), (meta.matrix, (2, 3)), ((meta.time, meta.probability), (2,)))
+    scalars = (meta.time, meta.probability, meta.fit)
+    shapes = [(meta.box, (4,)), (meta.points, (5, 2)), (meta.matrix, (2, 3)), (scalars, (3,))]
+    if meta.landmarks is not None:
+        shapes.append((meta.landmarks, (LANDMARKS, 2)))
     for given, shape in shapes:
         numbers = np.array(given)
         if numbers.shape != shape or numbers.dtype.kind not in "if" or not (np.abs(numbers) < 1e9).all():

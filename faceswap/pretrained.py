@@ -8,7 +8,7 @@ from faceswap.config import Recipe
 
 def bases() -> list[Path]:
     """The weight files that are there, by name."""
-    return sorted(files.shipped("pretrained").glob("*.safetensors"))
+    return sorted(p for p in files.shipped("pretrained").glob("*.safetensors") if p.name != "landmarks.safetensors")
 
 
 def find_base(recipe: Recipe) -> Path | None:

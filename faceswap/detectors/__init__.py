@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from faceswap.align import as_uint8
+from faceswap.align import Matrix, as_uint8, crop_matrix
 from faceswap.registry import Socket
 from faceswap.video import Frame
 
@@ -19,17 +19,33 @@ class Face:
     """A face in a frame.
 
     Convention: (x, y) in frame pixels, pixel centres at integers. `box` is (4,) float32 x0, y0, x1, y1; `points` is
-    (5, 2) float32: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner.
+    (5, 2) float32: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner. What a detector
+    does not know is filled in later: dense landmarks with their fit by `faceswap.landmarks`, the track by
+    `faceswap.tracks`, which also smooths `place`, the canonical crop of side 1.
     """
 
     box: NDArray[np.float32]
     points: NDArray[np.float32]
     probability: float
+    landmarks: NDArray[np.float32] | None = None  # (152, 2); None: not looked for, or none that fit
+    fit: float = 0.0  # of the landmarks, see faceswap.landmarks
+    track: int | None = None  # who this is over time
+    place: Matrix | None = None  # (2, 3), frame to crop of side 1; None: as the points say
+    mask: NDArray[np.float32] | None = None  # (S, S) in [0, 1], the user's own, in the canonical crop
 
     @property
     def side(self) -> float:
         """The larger side of the box in pixels."""
         return float(max(self.box[2] - self.box[0], self.box[3] - self.box[1]))
+
+    @property
+    def outline(self) -> NDArray[np.float32]:
+        """What a mask is drawn from: the landmarks (152, 2), or else the five points (5, 2)."""
+        return self.points if self.landmarks is None else self.landmarks
+
+    def matrix(self, size: int) -> Matrix:
+        """The matrix (2, 3) of the canonical crop of `size` px."""
+        return crop_matrix(self.points, size) if self.place is None else self.place * size
 
 
 class Detector(Protocol):
