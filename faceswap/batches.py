@@ -16,7 +16,7 @@ from torch import Tensor
 from faceswap import augment, console
 from faceswap.config import DataRecipe
 from faceswap.errors import FacesetError
-from faceswap.faceset import Entry, Faceset, read_images
+from faceswap.faceset import Entry, Faceset, read_images, read_mask
 from faceswap.masks import face_mask
 
 MASK_FEATHER = 0.01  # units of the side: the network learns an edge that it can draw
@@ -36,13 +36,16 @@ class Faces:
     """The images of one person (or of many, for a base) at one size, with their masks: (N, R, R, 4) uint8.
 
     Decoded once and kept when they fit into `memory` bytes, read from disk batch by batch when they do not. Images
-    that do not decode are left out, counted and named.
+    that do not decode are left out, counted and named. A user's own mask beside an image wins over the landmarks; one
+    that cannot be used is counted and named.
     """
 
     def __init__(self, entries: Sequence[Entry], size: int, memory: float, label: str) -> None:
         self.entries, self.size, self.label = list(entries), size, label
         self._kept: NDArray[np.uint8] | None = None
         self._damaged: set[Path] = set()
+        self._own: set[Path] = set()  # images whose own masks were used,
+        self._unusable: dict[Path, str] = {}  # and those whose were not, and why
         if len(self.entries) * size * size * 4 <= memory:
             self._kept = self._keep()
 
@@ -53,7 +56,9 @@ class Faces:
         """Images and masks (len(rows), R, R, 4) uint8; the next whole image stands in for a damaged one."""
         if self._kept is not None:
             return self._kept[rows]
+        known = len(self._unusable)
         found = list(self._read([self.entries[row] for row in rows]))
+        self._say_unusable(known)
         return np.stack([self._instead(row) if face is None else face for row, face in zip(rows, found, strict=True)])
 
     def _keep(self) -> NDArray[np.uint8]:
@@ -70,6 +75,9 @@ class Faces:
                 good.append(entry)
         if damaged:
             console.warn(f"{len(damaged)} images do not decode and are left out, the first is {damaged[0]}")
+        self._say_unusable(0)
+        if self._own:
+            console.say(f"{self.label}: {len(self._own)} faces have masks of your own")
         if not good:
             folder = damaged[0].parent
             raise FacesetError(f"{folder} ({self.label}): none of {len(damaged)} images decodes; extract them again")
@@ -93,8 +101,24 @@ class Faces:
             if image is None:
                 yield None
                 continue
-            mask = face_mask(entry.meta.crop_points(self.size), self.size, MASK_FEATHER)
-            yield np.dstack([image, (mask * 255).round().astype(np.uint8)])
+            yield np.dstack([image, (self._mask(entry) * 255).round().astype(np.uint8)])
+
+    def _mask(self, entry: Entry) -> NDArray[np.float32]:
+        """The user's mask as it is, or else the landmarks'."""
+        try:
+            own = read_mask(entry.path, self.size)
+        except FacesetError as error:
+            own = None
+            self._unusable[entry.path] = str(error)
+        if own is None:
+            return face_mask(entry.meta.crop_outline(self.size), self.size, MASK_FEATHER)
+        self._own.add(entry.path)
+        return own
+
+    def _say_unusable(self, known: int) -> None:
+        """Warn of masks that turned out unusable after the first `known` did."""
+        if fresh := list(self._unusable.values())[known:]:
+            console.warn(f"{len(fresh)} masks of your own give way to the landmarks' masks, the first: {fresh[0]}")
 
 
 def split(facesets: Sequence[Faceset], holdout: float) -> tuple[list[Entry], list[Entry]]:

@@ -130,8 +130,9 @@ def score_run(
     wanted = sorted({*numbers, *(number + 1 for number in numbers)})
     shots = dict(zip(wanted, truth.shots(wanted), strict=True))
     swapper = swap.Swapper(weights, recipe.merge, place)
-    recall = swap.recalling(work / "target", clips["target"])
-    detected = list(recall(frame for frame in read_frames(clips["target"]) if frame.index in shots))
+    recalled = swap.recalling(work / "target", clips["target"])
+    frames = (frame for frame in read_frames(clips["target"]) if frame.index in shots)
+    detected = [(frame, recalled.get(frame.index, [])) for frame in frames]
     plain = {frame.index: np.asarray(frame.image) for frame, _ in detected}
     if missing := len(wanted) - len(plain):
         raise MediaError(f"{clips['target']}: {missing} of its frames are gone; render it again")
@@ -144,7 +145,7 @@ def score_run(
     }
     videos = {"swap": swapped, "floor: target unswapped": plain, f"ceiling: truth at {swapper.size} px": best}
     detector = detectors.build(recipe.extract.detector, threshold=0.5, min_size=SIZE / 4, device=str(place))
-    yardstick = Yardstick(truth, shots, numbers, detector, recipe.merge)
+    yardstick = Yardstick(truth, shots, numbers, detector, recipe.merge, recalled)
     rows: Rows = {name: yardstick.score(images) for name, images in videos.items()}
     albums = {name: _album(work / name, clips[name].name) for name in ("source", "target")}
     crops = {name: yardstick.crops(images) for name, images in videos.items()} | {TRUTH: yardstick.true_crops}
@@ -175,14 +176,16 @@ class Yardstick:
         shots: Mapping[int, Shot],  # of the truth: the frames that are scored, and the one after each
         numbers: Sequence[int],  # the frames that are scored
         detector: detectors.Detector,
-        merge: MergeRecipe,  # says where a face is laid in
+        merge: MergeRecipe,  # says with `faces` where a face is laid in
+        faces: Mapping[int, Sequence[Face]],  # of the target, by frame
     ) -> None:
         self.shots, self.numbers, self.detector = shots, list(numbers), detector
         self.matrices = [align.crop_matrix(shots[number].points, SIZE) for number in numbers]
         places = list(zip(self.numbers, self.matrices, strict=True))
         self.masks = np.stack([align.crop(shots[number].mask, matrix, SIZE) for number, matrix in places]).clip(0, 1)
-        points = [align.apply(matrix, shots[number].points) for number, matrix in places]
-        self.edges = np.stack([evaluate.laid_in(five, merge) for five in points])
+        outlines = [faces[number][0].outline if faces.get(number) else shots[number].points for number in numbers]
+        inside = [align.apply(matrix, points) for points, matrix in zip(outlines, self.matrices, strict=True)]
+        self.edges = np.stack([evaluate.laid_in(points, merge) for points in inside])
         actor, moments = Actor(truth.identity), truth.moments()
         self.fits = [ExpressionFit(actor, truth, moments[number]) for number in numbers]
         true = {number: shot.image for number, shot in shots.items()}
@@ -218,7 +221,7 @@ def recropped(
     """The frame with the true swap's face laid in as a faultless model of `size` px would: the best it could do."""
     as_it_is = recipe.merge.model_copy(update={"color": "none"})
     for face in faces[:1]:
-        matrix = align.crop_matrix(face.points, size)
+        matrix = face.matrix(size)
         drawn = align.crop(truth, matrix, size)
         whole = np.ones((size, size), np.float32)
         floats = drawn.astype(np.float32) / np.float32(255)

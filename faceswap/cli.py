@@ -161,6 +161,43 @@ def budget(command: F) -> F:
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
 
+def whose(command: F) -> F:
+    """--reference, --track, --largest and --everyone; the command receives `who`, None if none was given."""
+
+    @wraps(command)
+    def run(reference: tuple[Path, ...], track: tuple[int, ...], largest: bool, everyone: bool, **rest: Any) -> Any:
+        if everyone and (reference or track or largest):
+            raise click.UsageError("expected one of --reference, --track, --largest and --everyone, found several")
+        who = None
+        if everyone or largest or reference or track:
+            from faceswap.who import Who
+
+            who = Who(reference, track, largest)
+        return command(who=who, **rest)
+
+    options = [
+        click.option(
+            "--reference",
+            multiple=True,
+            type=FILE,
+            metavar="IMG",
+            help="Only the person in this picture; may be given again.",
+        ),
+        click.option(
+            "--track",
+            multiple=True,
+            type=click.IntRange(0),
+            metavar="N",
+            help="Only this track (faceset sheet shows them); may be given again.",
+        ),
+        click.option("--largest", is_flag=True, help="Only who fills most of the footage."),
+        click.option("--everyone", is_flag=True, help="All faces."),
+    ]
+    for option in reversed(options):
+        run = option(run)
+    return run  # type: ignore[return-value]
+
+
 @click.group(
     "faceswap", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
@@ -181,11 +218,13 @@ def main() -> None:
 @click.option(
     "--max-faces", type=click.IntRange(0), help="Faces per frame, largest first; 0: all.  [extract.max_faces]"
 )
+@whose
 @overwrite
 @common
 def extract(
     inputs: tuple[Path, ...],
     out: Path,
+    who: Any,
     overwrite: bool,
     recipe: Recipe,
     device: str,
@@ -202,18 +241,261 @@ def extract(
     from faceswap.devices import resolve
     from faceswap.extract import extract as run
 
-    report = run(inputs, out, recipe.extract, device=str(resolve(device)), overwrite=overwrite)
+    report = run(inputs, out, recipe.extract, who=who, device=str(resolve(device)), overwrite=overwrite)
     rate = report.frames / report.seconds
     text = (
-        f"{report.faceset}: {report.faces} faces from {report.frames} frames, "
-        f"{report.frames_without_face} frames without a face, {rate:.1f} frames/s"
+        f"{report.faceset}: {report.faces} faces of {report.tracks} tracks ({report.tracks_found} found) from "
+        f"{report.frames} frames, {report.frames_without_face} frames without a face, {rate:.1f} frames/s"
     )
+    if report.jitter_before is not None:
+        text += f"\njitter {report.jitter_before:.2f} % of the eye distance, {report.jitter:.2f} % after smoothing"
     show(report, text, as_json)
 
 
 @main.group()
 def faceset() -> None:
     """Look through, choose from, pack and import sets of faces."""
+
+
+def limits(command: F) -> F:
+    """What makes a face leave a set; the command receives `limits`."""
+
+    @wraps(command)
+    def run(
+        blur: float | None,
+        min_size: float | None,
+        fit: float | None,
+        duplicates: int | None,
+        person: bool,
+        references: tuple[Path, ...],
+        tracks: tuple[int, ...],
+        **rest: Any,
+    ) -> Any:
+        from faceswap.curate import Limits
+
+        return command(limits=Limits(blur, min_size, fit, duplicates, person, references, tracks), **rest)
+
+    options = [
+        click.option("--blur", type=Finite(0), help="Lowest sharpness; faceset info shows what there is."),
+        click.option("--min-size", type=Finite(0), help="Smallest face in the frame, in pixels."),
+        click.option("--fit", type=Finite(0, 1), help="Lowest fit of the landmarks."),
+        click.option(
+            "--duplicates",
+            type=click.IntRange(0, 32),
+            metavar="BITS",
+            help="Of faces whose 64-bit hashes differ in at most BITS, the sharpest stays; 4 is careful.",
+        ),
+        click.option(
+            "--person", is_flag=True, help="One person's faces stay: the references', or the largest group's."
+        ),
+        click.option(
+            "--reference",
+            "references",
+            multiple=True,
+            type=FILE,
+            metavar="FACE",
+            help="Extracted face, or faceset, of that person; may be given again.",
+        ),
+        click.option(
+            "--track",
+            "tracks",
+            multiple=True,
+            type=click.IntRange(0),
+            metavar="N",
+            help="Only this track stays (faceset sheet shows them); may be given again.",
+        ),
+    ]
+    for option in reversed(options):
+        run = option(run)
+    return run  # type: ignore[return-value]
+
+
+@faceset.command("info")
+@click.argument("path", type=FILE, metavar="FACESET")
+@common
+def info_(path: Path, recipe: Recipe, device: str, as_json: bool) -> None:
+    """Counts, sizes, sharpness, tracks, and how far the heads are turned.
+
+    \b
+    Example: faceswap faceset info anna
+    """
+    from faceswap.curate import info, info_text
+
+    found = info(path)
+    show(found, info_text(found), as_json)
+
+
+@faceset.command("sort")
+@click.argument("path", type=FILE, metavar="FACESET")
+@click.option(
+    "--by",
+    required=True,
+    type=click.Choice(["blur", "yaw", "pitch", "size", "brightness", "similarity", "time"]),
+    help="What to sort by; time gives the names back.",
+)
+@common
+def sort_(path: Path, by: str, recipe: Recipe, device: str, as_json: bool) -> None:
+    """Rename the faces, so that a file browser shows them in order: look, then delete or move what you do not want.
+
+    \b
+    Example: faceswap faceset sort anna --by blur
+    """
+    from faceswap.curate import sort_faces
+
+    report = sort_faces(path, by)
+    damaged = f", {report.damaged} damaged ones at the end" if report.damaged else ""
+    show(report, f"{path}: {report.faces} faces, {report.renamed} renamed, {report.means}{damaged}", as_json)
+
+
+@faceset.command("filter")
+@click.argument("path", type=FILE, metavar="FACESET")
+@limits
+@click.option("--dry-run", is_flag=True, help="Say what would move, and move nothing.")
+@common
+def filter_(path: Path, limits: Any, dry_run: bool, recipe: Recipe, device: str, as_json: bool) -> None:
+    """Move faces out of the way, to FACESET/removed/REASON; nothing is deleted. Move a file back and it is back.
+
+    \b
+    Example: faceswap faceset filter anna --blur 30 --min-size 80 --duplicates 4
+    """
+    from faceswap.curate import filter_faces
+
+    report = filter_faces(path, limits, dry_run=dry_run)
+    moved = ", ".join(f"{len(names)} {reason}" for reason, names in report.removed.items() if names) or "none"
+    verb = "would move" if dry_run else "moved"
+    lines = [f"{reason:10}{name}" for reason, names in report.removed.items() for name in names] if dry_run else []
+    lines += [*report.notes, f"{path}: {report.kept} faces stay, {verb} to {report.folder}: {moved}"]
+    show(report, "\n".join(lines), as_json)
+
+
+@faceset.command("sheet")
+@click.argument("path", type=FILE, metavar="FACESET")
+@click.option("-o", "out", required=True, type=FILE, metavar="SHEET.png", help="Picture to make.")
+@click.option(
+    "--by",
+    default="track",
+    show_default=True,
+    type=click.Choice(["track", "source", "all"]),
+    help="What faces are put together by.",
+)
+@click.option("--faces", "shown", type=click.IntRange(1, 480), default=12, show_default=True, help="Faces of each.")
+@overwrite
+@common
+def sheet_(
+    path: Path, out: Path, by: str, shown: int, overwrite: bool, recipe: Recipe, device: str, as_json: bool
+) -> None:
+    """A picture with some faces of each track, to choose by looking: the numbers are those that --track takes.
+
+    \b
+    Example: faceswap faceset sheet anna -o anna.png
+    """
+    from faceswap.curate import sheet
+
+    report = sheet(path, out, by=by, shown=shown, overwrite=overwrite)
+    groups = "1 group" if len(report.groups) == 1 else f"{len(report.groups)} groups"
+    show(report, f"{', '.join(map(str, report.pages))}: {groups} by {by}", as_json)
+
+
+@faceset.command("copy")
+@click.argument("path", type=FILE, metavar="FACESET")
+@click.option("-o", "out", required=True, type=FILE, metavar="FACESET", help="Folder of faces to make.")
+@limits
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Every Nth of what is left.")
+@click.option("--max", "most", type=click.IntRange(1), help="At most so many, evenly spread.")
+@overwrite
+@common
+def copy_(
+    path: Path,
+    out: Path,
+    limits: Any,
+    every: int,
+    most: int | None,
+    overwrite: bool,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Copy chosen faces to a new faceset; the one that is there stays as it is.
+
+    \b
+    Example: faceswap faceset copy crowd -o anna --track 3 --max 5000
+    """
+    from faceswap.curate import copy
+
+    report = copy(path, out, limits, every=every, most=most, overwrite=overwrite)
+    show(report, copied_text(report), as_json)
+
+
+@faceset.command("pack")
+@click.argument("path", type=FILE, metavar="FACESET")
+@click.option("-o", "out", required=True, type=FILE, metavar="NAME.faces", help="File to make.")
+@overwrite
+@common
+def pack_(path: Path, out: Path, overwrite: bool, recipe: Recipe, device: str, as_json: bool) -> None:
+    """Put a faceset into one file, which every command takes where it takes a faceset. ZIP tools open it, too.
+
+    \b
+    Example: faceswap faceset pack anna -o anna.faces
+    """
+    from faceswap.curate import pack_faces
+
+    report = pack_faces(path, out, overwrite=overwrite)
+    show(report, copied_text(report), as_json)
+
+
+@faceset.command("unpack")
+@click.argument("path", type=FILE, metavar="NAME.faces")
+@click.option("-o", "out", required=True, type=FILE, metavar="FACESET", help="Folder of faces to make.")
+@overwrite
+@common
+def unpack_(path: Path, out: Path, overwrite: bool, recipe: Recipe, device: str, as_json: bool) -> None:
+    """Make a folder of a pack again.
+
+    \b
+    Example: faceswap faceset unpack anna.faces -o anna
+    """
+    from faceswap.curate import unpack_faces
+
+    report = unpack_faces(path, out, overwrite=overwrite)
+    show(report, copied_text(report), as_json)
+
+
+@faceset.command("import")
+@click.argument("paths", nargs=-1, required=True, type=FILE, metavar="FOLDER_ZIP_OR_PAK...")
+@click.option("-o", "out", required=True, type=FILE, metavar="FACESET", help="Folder of faces to make.")
+@click.option(
+    "--kind",
+    type=click.Choice(["dfl", "faceswap", "ffhq", "images"]),
+    help="What the sets are.  [default: as recognised]",
+)
+@overwrite
+@common
+def import_(
+    paths: tuple[Path, ...],
+    out: Path,
+    kind: str | None,
+    overwrite: bool,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Make a faceset of what other tools made.
+
+    dfl is DeepFaceLab's aligned folder or faceset.pak, faceswap the face PNGs of deepfakes/faceswap, ffhq a copy of
+    FFHQ, whole or partial, as a folder or a ZIP. Of other images the face in the middle is taken. The sets stay as they
+    are, and nothing inside them is run.
+
+    \b
+    Example: faceswap faceset import workspace/data_src/aligned -o anna
+    Example: faceswap faceset import ffhq/thumbnails128x128 -o ffhq_faces --set extract.size=128
+    """
+    from faceswap.devices import resolve
+    from faceswap.foreign import import_faces
+
+    report = import_faces(paths, out, recipe.extract, kind=kind, device=str(resolve(device)), overwrite=overwrite)
+    left_out = f", {sum(report.skipped.values())} images left out" if report.skipped else ""
+    kinds, rate = ", ".join(dict.fromkeys(report.kinds)), report.faces / report.seconds
+    show(report, f"{report.faceset}: {report.faces} faces ({kinds}){left_out}, {rate:.1f} faces/s", as_json)
 
 
 @main.command()
@@ -293,6 +575,7 @@ def finetune(
 )
 @click.option("--faces", type=FILE, metavar="FACESET", help="Swap the faces that were extracted from VIDEO, no others.")
 @click.option("-o", "out", required=True, type=FILE, metavar="OUT.mp4", help="Video to make.")
+@whose
 @overwrite
 @common
 def merge(
@@ -300,6 +583,7 @@ def merge(
     model: Path,
     faces: Path | None,
     out: Path,
+    who: Any,
     overwrite: bool,
     recipe: Recipe,
     device: str,
@@ -310,6 +594,8 @@ def merge(
     \b
     Example: faceswap merge bert.mp4 --model anna_as_bert -o swapped.mp4
     """
+    if faces is not None and who is not None:
+        raise click.UsageError("--faces says already whose faces are swapped; leave out the other option")
     from faceswap import files, swap
     from faceswap.devices import resolve
     from faceswap.video import check_name, probe
@@ -320,8 +606,12 @@ def merge(
     probe(video)
     place = resolve(device)
     swapper = swap.Swapper(model, recipe.merge, place)
-    find = swap.recalling(faces, video) if faces else swap.detecting(recipe.extract, recipe.merge, str(place))
-    report = swap.swap_video(video, out, swapper, find, overwrite=overwrite)
+    if faces:
+        found = swap.recalling(faces, video)
+    else:
+        every_frame = recipe.extract.model_copy(update={"every": 1})
+        found = swap.detecting(video, every_frame, str(place), who)
+    report = swap.swap_video(video, out, swapper, found, overwrite=overwrite)
     show(report, merge_text(report), as_json)
 
 
@@ -336,12 +626,26 @@ def merge(
     help="Work folder, gone on from if it is there.  [default: OUT.faceswap]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT.mp4 if it exists; the work folder is kept.")
+@whose
+@click.option(
+    "--source-reference",
+    multiple=True,
+    type=FILE,
+    metavar="IMG",
+    help="Only the person in this picture of SOURCE_VIDEO.",
+)
+@click.option(
+    "--source-track", multiple=True, type=click.IntRange(0), metavar="N", help="Only this track of SOURCE_VIDEO."
+)
 @common
 @budget
 def swap_(
     source: Path,
     target: Path,
     out: Path,
+    who: Any,
+    source_reference: tuple[Path, ...],
+    source_track: tuple[int, ...],
     work: Path | None,
     overwrite: bool,
     recipe: Recipe,
@@ -350,12 +654,19 @@ def swap_(
 ) -> None:
     """All of it: extract both videos, fine-tune, merge. The same command again goes on where it was.
 
+    Of each video the person who fills most of it is taken; --reference, --track and --everyone choose who is replaced
+    in TARGET_VIDEO.
+
     \b
     Example: faceswap swap anna.mp4 bert.mp4 -o swapped.mp4 --minutes 20
     """
     from faceswap.pair import swap_pair
+    from faceswap.who import Who
 
-    report = swap_pair(source, target, out, recipe, device=device, work=work, overwrite=overwrite)
+    people = {} if who is None else {"target": who}
+    if source_reference or source_track:
+        people["source"] = Who(source_reference, source_track)
+    report = swap_pair(source, target, out, recipe, device=device, work=work, overwrite=overwrite, who=people)
     text = training_text(report.training)
     if report.merge is None:
         show(report, text, as_json)
@@ -489,6 +800,82 @@ def faces_(out: Path, count: int, size: int, overwrite: bool, recipe: Recipe, de
     show(report, f"{report.out}: {report.frames} faces, {report.frames / report.seconds:.1f} faces/s", as_json)
 
 
+@main.group()
+def pretrained() -> None:
+    """Bases to start from and networks that help: what there is, what is here, and how to get the rest."""
+
+
+@pretrained.command("list")
+@common
+def list_weights(recipe: Recipe, device: str, as_json: bool) -> None:
+    """All weights by name, and where they lie.
+
+    \b
+    Example: faceswap pretrained list
+    """
+    from faceswap.pretrained import entries
+
+    found = list(entries().values())
+    lines = [f"{e.name:22}{e.kind:10}{e.path or f'not here; {e.remedy}'}" for e in found]
+    show(found, "\n".join(lines), as_json)
+
+
+@pretrained.command("show")
+@click.argument("name")
+@common
+def show_weights(name: str, recipe: Recipe, device: str, as_json: bool) -> None:
+    """What is known of the weights NAME: licence, origin, size, sha256, place.
+
+    \b
+    Example: faceswap pretrained show landmarks
+    """
+    from faceswap.pretrained import known
+
+    entry = known(name)
+    said = asdict(entry) | {"path": entry.path or f"not here; {entry.remedy}"}
+    show(entry, "\n".join(f"{key:10}{value}" for key, value in said.items() if value), as_json)
+
+
+@pretrained.command()
+@click.argument("name")
+@click.option("--from", "source", type=FILE, metavar="FILE", help="Take this file, not what is at the address.")
+@click.option("--overwrite", is_flag=True, help="Replace weights that are here.")
+@common
+def pull(name: str, source: Path | None, overwrite: bool, recipe: Recipe, device: str, as_json: bool) -> None:
+    """Bring the weights NAME here: into $FACESWAP_PRETRAINED if it is set, else into your data folder.
+
+    \b
+    Example: faceswap pretrained pull inception-resnet-v1
+    """
+    from faceswap.pretrained import pull as run
+
+    try:
+        report = run(name, source, overwrite=overwrite)
+    except KeyboardInterrupt:
+        if source is not None:
+            raise
+        raise Failure("interrupted; what came is kept, and the same command goes on from there", INTERRUPTED) from None
+    show(report, f"{report.name}: {report.path}: {report.said}", as_json)
+
+
+@pretrained.command()
+@click.argument("name", required=False)
+@common
+def verify(name: str | None, recipe: Recipe, device: str, as_json: bool) -> None:
+    """Read the weights NAME, or all that are here, and say whether they are whole.
+
+    \b
+    Example: faceswap pretrained verify
+    """
+    from faceswap.pretrained import verify as run
+
+    verdicts = run(name)
+    show(verdicts, "\n".join(f"{v.name}: {f'{v.path}: ' if v.path else ''}{v.said}" for v in verdicts), as_json)
+    bad = [v.name for v in verdicts if not v.sound and (v.path or name)]
+    if bad:
+        raise Failure(f"not sound: {', '.join(bad)}; the remedies are above", 1)
+
+
 @main.command()
 @common
 def doctor(recipe: Recipe, device: str, as_json: bool) -> None:
@@ -530,6 +917,11 @@ def training_text(report: Any) -> str:
         f"{report.run}: {report.images} face images, {report.seconds / 60:.1f} minutes, "
         f"{report.faces_per_second:.1f} faces/s; held out: {held or 'not measured yet'}"
     )
+
+
+def copied_text(report: Any) -> str:
+    masks = f" and {report.masks} mask{(report.masks > 1) * 's'}" if report.masks else ""
+    return "\n".join([*report.notes, f"{report.out}: {report.faces} faces{masks}, {report.bytes / 1e6:.1f} MB"])
 
 
 def merge_text(report: Any) -> str:

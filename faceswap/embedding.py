@@ -3,8 +3,7 @@
 Two are known, and the first that works is taken:
 
     dlib        ResNet-34 by Davis King, its weights in the public domain: pip install 'faceswap[identity]'
-    facenet     facenet-pytorch's InceptionResnetV1: weights that you download and turn into safetensors with
-                tools/convert_facenet.py, found in the folder $FACESWAP_PRETRAINED
+    facenet     facenet-pytorch's InceptionResnetV1: faceswap pretrained pull inception-resnet-v1
 
 Distances of two embedders have nothing in common: compare numbers of one embedder only.
 
@@ -13,7 +12,6 @@ already, and nothing else about it needs to be known. Embeddings are (N, D) floa
 """
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from faceswap import align, console
+from faceswap import align, console, files
 from faceswap.errors import CheckpointError, FaceswapError
 
 NOT_MEASURED = "identity: not measured: no face embedder works here; pip install 'faceswap[identity]' brings one"
 FACENET_FILE = "inception-resnet-v1.safetensors"
+FACENET_AGAIN = "faceswap pretrained pull inception-resnet-v1 --overwrite brings it anew"
 AT_ONCE = 32  # faces that go through a network together
 
 Picture = NDArray[np.uint8]
@@ -190,21 +189,22 @@ class FaceNet:
     BOX = (0.17, 0.055, 0.80, 0.90)
 
     def __init__(self, path: Path) -> None:
-        """`CheckpointError` if the weight file is damaged or holds another network."""
+        """`CheckpointError` if the weight file is damaged, holds another network or has changed since it was pulled."""
         from facenet_pytorch import InceptionResnetV1
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         self._net = InceptionResnetV1().eval().requires_grad_(False)
-        remedy = "make it again with tools/convert_facenet.py of faceswap's repository"
         try:
             self._net.load_state_dict(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); {remedy}") from None
+            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); {FACENET_AGAIN}") from None
         except RuntimeError:  # its message is a list of hundreds of names
             raise CheckpointError(
-                f"{path}: expected the weights of InceptionResnetV1, found others; {remedy}"
+                f"{path}: expected the weights of InceptionResnetV1, found others; {FACENET_AGAIN}"
             ) from None
+        if files.noted_sha256(path) not in (None, files.sha256(path)):
+            raise CheckpointError(f"{path}: changed since it was pulled; {FACENET_AGAIN}")
 
     def __call__(self, images: Sequence[Picture]) -> Embeddings:
         import torch
@@ -226,9 +226,8 @@ class FaceNet:
 
 def find_facenet() -> Embedder | None:
     """FaceNet, None if its weights are nowhere, `CheckpointError` if they are damaged."""
-    folder = os.environ.get("FACESWAP_PRETRAINED")
-    weights = Path(folder) / FACENET_FILE if folder else None
-    return FaceNet(weights) if weights is not None and weights.is_file() else None
+    weights = next((p for folder in files.weight_folders() if (p := folder / FACENET_FILE).is_file()), None)
+    return FaceNet(weights) if weights else None
 
 
 def _batches(images: Sequence[Picture]) -> list[Sequence[Picture]]:

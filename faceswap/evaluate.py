@@ -106,8 +106,8 @@ def agreement(
 
 
 def laid_in(points: NDArray[Any], recipe: MergeRecipe) -> NDArray[np.float32]:
-    """The mask (SIZE, SIZE) float32 in [0, 1] through which a face with `points` (5, 2) in crop pixels is laid in, as
-    far as the landmarks bound it: the network's own mask may be smaller."""
+    """The mask (SIZE, SIZE) float32 in [0, 1] through which a face with `points` in crop pixels, landmarks (152, 2) or
+    (5, 2), is laid in, as far as they bound it: the network's own mask may be smaller."""
     return blend.soften(face_mask(points, SIZE), recipe.erode, recipe.feather)
 
 
@@ -181,7 +181,7 @@ def _people(run: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
             found[name] = _Entries(entries, entries, faces.name)
             continue
         folders = known.get(name, [])
-        if not folders or not all(folder.is_dir() for folder in folders):
+        if not folders or not all(folder.exists() for folder in folders):
             where = ", ".join(map(str, folders)) or "not known"
             if name == state.people[-1]:
                 raise FacesetError(f"{run}: the faces it was trained on are gone ({where}); name some with --faces")
@@ -241,7 +241,7 @@ class _Subject:
         }
         detector = self.detector()
         plain = view([shot.image for shot in shots], _following(shots, after, [shot.image for shot in after]), detector)
-        masks, edges = _masks(shots), np.stack([laid_in(shot.points, self.recipe.merge) for shot in shots])
+        masks, edges = _masks(shots), np.stack([laid_in(shot.outline, self.recipe.merge) for shot in shots])
         rows: Rows = {}
         views: dict[str, Views] = {}
         for name, (now, then) in drawn.items():
@@ -279,7 +279,7 @@ class _Subject:
         """Whether the two decoders draw two people, on faces of the target that were not trained on."""
         crops, size = [shot.crop for shot in held], self.size
         as_source, as_target = (self.draw(crops, person) for person in (SOURCE, TARGET))
-        truth, masks = _floats(crops), np.stack([face_mask(shot.points * size / SIZE, size) for shot in held])
+        truth, masks = _floats(crops), np.stack([face_mask(shot.outline * size / SIZE, size) for shot in held])
         for name, drawn in (("swap", as_source), ("target as target", as_target)):
             back = metrics.fidelity(_stack(self.again(drawn, TARGET)), truth, masks)
             rows[name]["swap_back"] = metrics.mean(back["psnr"])
@@ -300,13 +300,15 @@ class _Shot:
     image: NDArray[np.uint8]  # (SIZE, SIZE, 3) RGB
     crop: NDArray[np.uint8]  # (R, R, 3) RGB
     points: NDArray[np.float64]  # (5, 2) in `image`
+    outline: NDArray[np.float64]  # what masks are drawn from in `image`, see FaceMeta.crop_outline
     matrix: align.Matrix  # from the footage's frame to `image`
 
     @classmethod
     def of(cls, entry: Entry, size: int) -> "_Shot":
         image = read_image(entry.path, SIZE)
-        matrix = np.array(entry.meta.matrix) * (SIZE / entry.meta.size)
-        return cls(image, read_image(entry.path, size), entry.meta.crop_points(SIZE), matrix)
+        meta = entry.meta
+        matrix = np.array(meta.matrix) * (SIZE / meta.size)
+        return cls(image, read_image(entry.path, size), meta.crop_points(SIZE), meta.crop_outline(SIZE), matrix)
 
     def itself(self) -> swap.Drawn:
         """The crop as a model would draw it that makes no mistake."""
@@ -314,14 +316,15 @@ class _Shot:
 
 
 def _masks(shots: Sequence[_Shot]) -> metrics.Images:
-    return np.stack([face_mask(shot.points, SIZE) for shot in shots])
+    return np.stack([face_mask(shot.outline, SIZE) for shot in shots])
 
 
 def _merged(shots: Sequence[_Shot], drawn: Sequence[swap.Drawn], recipe: MergeRecipe) -> Iterator[NDArray[Any]]:
     """The shots' images (SIZE, SIZE, 3) uint8 RGB with the drawn faces laid in."""
     for shot, (face, mask) in zip(shots, drawn, strict=True):
         matrix = np.array([[1.0, 0, 0], [0, 1.0, 0]]) * (len(shot.crop) / SIZE)
-        found = Face(np.zeros(4, np.float32), shot.points.astype(np.float32), 1.0)
+        dense = shot.outline.astype(np.float32) if len(shot.outline) > 5 else None
+        found = Face(np.zeros(4, np.float32), shot.points.astype(np.float32), 1.0, dense)
         yield swap.merge(shot.image, shot.crop, face, mask, matrix, found, recipe)
 
 

@@ -1,20 +1,26 @@
-"""Footage to faceset: find the faces, crop them, write them with where they come from."""
+"""Footage to faceset: find the faces, follow them, choose whose they are, crop them, write them with their origin."""
 
+import os
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from faceswap import align, console, detectors, files
+from faceswap import align, console, files, tracks
 from faceswap.config import ExtractRecipe
 from faceswap.detectors import Face
 from faceswap.errors import FacesetError, UsageError
 from faceswap.faceset import FaceMeta, refuse_foreign, write_face
-from faceswap.video import Frame, frame_count, read_frames
+from faceswap.tracks import Track
+from faceswap.video import frame_count, read_frames
+from faceswap.who import Finder, Who, described
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,11 @@ class Report:
     frames: int  # looked at
     faces: int
     frames_without_face: int
+    tracks: int  # taken, of those found
+    tracks_found: int
+    frames_detected: int  # on which the detector looked, the rest was followed
+    jitter_before: float | None  # percent of the eye distance, see tracks.jitter; None: no three frames in a row
+    jitter: float | None  # after smoothing
     seconds: float
 
 
@@ -33,12 +44,14 @@ def extract(
     out: Path,
     recipe: ExtractRecipe,
     *,
+    who: Who | None = None,  # whose faces; None: as the recipe says
     device: str = "cpu",
     overwrite: bool = False,  # replaces a faceset, and nothing but a faceset
 ) -> Report:
     """Extract faces into the new faceset `out`, which appears when it is complete.
 
-    `MediaError` for an input that cannot be read, `FacesetError` if no face is found at all.
+    `MediaError` for an input that cannot be read, `FacesetError` if no face is found at all, `UsageError` if those
+    that were found are not of who was asked for.
     """
     files.refuse_same(out, inputs)
     files.refuse_existing(out, overwrite)
@@ -47,36 +60,96 @@ def extract(
     names = _names(inputs)
     for path in inputs:
         frame_count(path)  # a wrong name is said before the work begins
-    detector = detectors.build(recipe.detector, threshold=recipe.threshold, min_size=recipe.min_size, device=device)
-    started, counts = time.monotonic(), Counter[str]()
+    if who is not None and who.tracks and len(inputs) > 1:
+        raise UsageError(f"--track names a track of one input, found {len(inputs)} inputs; extract them one by one")
+    started, find = time.monotonic(), Finder(recipe, device, who)
+    faces = frames = empty = detected = 0
+    chosen: list[Track] = []
+    found: list[Track] = []
     with files.whole_folder(out, overwrite=overwrite) as folder:
         for number, (path, name) in enumerate(zip(inputs, names, strict=True)):
-            found = Counter[str]()
-            for frame, faces in _frames(path, detector, recipe):
-                chosen = faces[: recipe.max_faces or None]
-                for rank, face in enumerate(chosen):
-                    meta = _meta(number, frame, rank, face, recipe)
-                    image = align.crop(frame.image, np.array(meta.matrix), recipe.size)
-                    write_face(folder / f"{name}_{frame.index:06d}_{rank}.{recipe.format}", image, meta)
-                found.update(frames=1, faces=len(chosen), empty=int(not chosen))
-            console.detail(f"{path}: {found['faces']} faces, {found['empty']} of {found['frames']} frames without")
-            if not found["faces"]:
-                console.warn(f"{path}: no face found in {found['frames']} frames")
-            counts.update(found)
-        if not counts["faces"]:
+            footage, wanted = find(path)
+            if not footage.tracks:
+                console.warn(f"{path}: no face found in {footage.frames} frames")
+            count_ = f"{len(footage.tracks)} tracks in {footage.shots} shots"
+            console.detail(f"{path}: {count_}: {described(footage.tracks)}")
+            by_frame = footage.faces(wanted)
+            written = sum(_write(path, folder / name, number, by_frame, recipe))
+            faces, frames, detected = faces + written, frames + footage.frames, detected + footage.detected
+            empty += footage.frames - len(by_frame)
+            chosen, found = chosen + wanted, found + footage.tracks
+        if not faces:
             raise FacesetError(
                 f"{', '.join(map(str, inputs))}: no face of at least {recipe.min_size:g} px found in "
-                f"{counts['frames']} frames; try --min-size {recipe.min_size / 2:g} or --set extract.threshold=0.7"
+                f"{frames} frames; try --min-size {recipe.min_size / 2:g} or --set extract.threshold=0.7"
             )
+    before, after = (_jitter(chosen, smoothed=smoothed, every=recipe.every) for smoothed in (False, True))
     seconds = time.monotonic() - started
-    return Report(out, counts["frames"], counts["faces"], counts["empty"], seconds)
+    return Report(out, frames, faces, empty, len(chosen), len(found), detected, before, after, seconds)
 
 
-def _frames(path: Path, detector: detectors.Detector, recipe: ExtractRecipe) -> Iterator[tuple[Frame, list[Face]]]:
-    total = frame_count(path)
-    wanted = None if total is None else -(-total // recipe.every)
-    frames = detectors.detect(read_frames(path, every=recipe.every), detector, recipe.batch)
-    return console.track(frames, f"extracting {path.name}", wanted, "frames")
+def _write(
+    path: Path, stem: Path, number: int, by_frame: Mapping[int, list[Face]], recipe: ExtractRecipe
+) -> Iterator[int]:
+    """Read the footage again and write the faces, several side by side; gives the number of each frame's."""
+    frames = (frame for frame in read_frames(path, every=recipe.every) if frame.index in by_frame)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting: deque[Future[None]] = deque()
+        for frame in console.track(frames, f"cutting out faces of {path.name}", len(by_frame), "frames"):
+            chosen = by_frame[frame.index][: recipe.max_faces or None]
+            for rank, face in enumerate(chosen):
+                meta = meta_of(face, frame.source.name, frame.index, float(frame.time), rank, number, recipe)
+                target = stem.with_name(f"{stem.name}_{frame.index:06d}_{rank}.{recipe.format}")
+                waiting.append(pool.submit(_write_one, target, frame.image, meta))
+                if len(waiting) > 4 * (os.cpu_count() or 1):
+                    waiting.popleft().result()
+            yield len(chosen)
+        for job in waiting:
+            job.result()
+
+
+def _write_one(path: Path, image: NDArray[Any], meta: FaceMeta) -> None:
+    write_face(path, align.crop(image, np.array(meta.matrix), meta.size), meta)
+
+
+def meta_of(
+    face: Face, source: str, frame: int, time: float, rank: int, number: int, recipe: ExtractRecipe
+) -> FaceMeta:
+    """What a face image tells of where it comes from."""
+    return FaceMeta(
+        input=number,
+        source=source,
+        frame=frame,
+        time=round(time, 6),
+        face=rank,
+        box=[round(float(v), 3) for v in face.box],
+        points=_rounded(face.points, 3),
+        matrix=face.matrix(recipe.size).tolist(),
+        size=recipe.size,
+        detector=recipe.detector,
+        probability=round(face.probability, 5),
+        landmarks=None if face.landmarks is None else _rounded(face.landmarks, 2),
+        fit=round(face.fit, 4),
+        track=face.track,
+    )
+
+
+def _rounded(points: NDArray[Any], digits: int) -> list[list[float]]:
+    rounded: list[list[float]] = np.round(np.asarray(points, np.float64), digits).tolist()
+    return rounded
+
+
+def _jitter(chosen: Iterable[Track], *, smoothed: bool, every: int) -> float | None:
+    """How much the crops of all tracks shake, see `tracks.jitter`."""
+    places: list[align.Matrix | None] = []
+    for track in chosen:
+        first, last = track.span
+        for index in range(first, last + 1, every):
+            face = track.faces.get(index)
+            raw = None if face is None else face.matrix(1) if smoothed else align.crop_matrix(face.points, 1)
+            places.append(raw)
+        places.append(None)
+    return tracks.jitter(places)
 
 
 def _names(inputs: Sequence[Path]) -> list[str]:
@@ -89,19 +162,3 @@ def _names(inputs: Sequence[Path]) -> list[str]:
         numbered = (f"{stem}-{number}" for number in count(2))
         names.append(next(name for name in chain([stem], numbered) if name not in names))
     return names
-
-
-def _meta(number: int, frame: Frame, rank: int, face: Face, recipe: ExtractRecipe) -> FaceMeta:
-    return FaceMeta(
-        input=number,
-        source=frame.source.name,
-        frame=frame.index,
-        time=round(float(frame.time), 6),
-        face=rank,
-        box=[round(float(v), 3) for v in face.box],
-        points=[[round(float(x), 3), round(float(y), 3)] for x, y in face.points],
-        matrix=align.crop_matrix(face.points, recipe.size).tolist(),
-        size=recipe.size,
-        detector=recipe.detector,
-        probability=round(face.probability, 5),
-    )

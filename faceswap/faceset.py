@@ -2,9 +2,11 @@
 
 Each image is a canonical crop and carries its own metadata as JSON: in PNG an iTXt chunk, in JPEG a COM segment, both
 under the name `faceswap`, both read by common tools (`exiftool`, `identify -verbose`). There is no index beside the
-images: deleting and renaming just works.
+images: deleting and renaming just works. A pack (`NAME.faces`, see faceswap.pack) stands for such a folder wherever one
+is read; its images have paths as if it were one.
 """
 
+import errno
 import json
 import os
 import struct
@@ -12,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from faceswap import align, console
+from faceswap import align, console, pack
 from faceswap.errors import FacesetError, OutputExistsError
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damaged images are said by us, once
@@ -27,8 +30,11 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damaged ima
 VERSION = 2  # 1 had no landmarks, fit and track
 KEYWORD = b"faceswap"
 SUFFIXES = (".png", ".jpg", ".jpeg")
+MASK = ".mask.png"  # NAME.mask.png beside NAME.png or NAME.jpg: the user's own mask of that face
 LANDMARKS = 152  # how many there are, see faceswap.landmarks
+MOST_TEXT = 2**22  # bytes of packed metadata: a hostile image could hold more than fits into memory
 AT_ONCE = 256  # images that wait to be read
+HEAD = 1 << 16  # bytes of an image in which its metadata usually ends
 PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
 
@@ -62,7 +68,7 @@ class FaceMeta:
         return np.asarray(inside * (size / self.size))
 
     def crop_outline(self, size: int) -> NDArray[np.float64]:
-        """What a mask is drawn from, in the pixels of the crop at `size`: the landmarks (152, 2), or the five points."""
+        """What a mask is drawn from, in the pixels of the crop at `size`: the landmarks (152, 2) or the five points."""
         if self.landmarks is None:
             return self.crop_points(size)
         inside = align.apply(np.array(self.matrix), np.array(self.landmarks))
@@ -82,6 +88,28 @@ class Entry:
         return f"{self.meta.input}:{self.meta.source}:{self.meta.frame}:{self.meta.face}"
 
 
+class PackedEntry(Entry):
+    """A face inside a pack. Its metadata is read when asked for, so that opening a pack reads no image."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "_key", key)
+
+    @property
+    def meta(self) -> FaceMeta:
+        """`FacesetError` if it is damaged."""
+        held = pack.opened(self.path.parent)
+        found = read_meta_of(held.head(self.path.name, HEAD), self.path)
+        found = found or read_meta_of(held.read(self.path.name), self.path)
+        if found is None:
+            raise FacesetError(f"{self.path}: damaged, it has no metadata; pack the faces again")
+        return found
+
+    @property
+    def key(self) -> str:
+        return str(self._key)  # type: ignore[attr-defined]
+
+
 class Faceset:
     """The face images in a folder, in the order of source, frame and face."""
 
@@ -94,13 +122,19 @@ class Faceset:
 
         `FacesetError` if the folder is missing or holds no face image of ours.
         """
+        if pack.is_pack(folder):
+            held = pack.opened(folder)
+            faces = [PackedEntry(folder / name, key) for name, key in zip(held.names, held.keys, strict=True) if key]
+            if not faces:
+                raise FacesetError(f"{folder}: expected a pack of faces, found none in it; make one with faceset pack")
+            return cls(folder, faces, [])
         if not folder.is_dir():
             raise FacesetError(
-                f"{folder}: expected a faceset (a folder of face images); make one with faceswap extract"
+                f"{folder}: expected a faceset (a folder of face images, or a pack); make one with faceswap extract"
             )
         entries, skipped = [], []
         images = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
-        for path in sorted(images):
+        for path in sorted(p for p in images if not is_mask(p)):
             meta = read_meta(path)
             if meta is None:
                 skipped.append(path)
@@ -132,6 +166,10 @@ def refuse_foreign(out: Path) -> None:
     """`OutputExistsError` if replacing `out` would destroy anything that is not an extracted face."""
     litter = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of file browsers
     for path in sorted(p for p in out.iterdir() if p.name not in litter) if out.is_dir() else [out]:
+        if is_mask(path):
+            raise OutputExistsError(
+                f"{out}: --overwrite would destroy {path.name}, a mask of your own; move it away, or choose another -o"
+            )
         if not out.is_dir() or path.is_dir() or path.suffix.lower() not in SUFFIXES or read_meta(path) is None:
             raise OutputExistsError(
                 f"{out}: --overwrite replaces facesets only, {path.name} is no extracted face; choose another -o"
@@ -149,9 +187,19 @@ def write_face(path: Path, image: NDArray[Any], meta: FaceMeta, *, quality: int 
     path.write_bytes(_embed(coded.tobytes(), json.dumps(asdict(meta)).encode()))
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of the file at `path`, which may lie inside a pack."""
+    if not pack.is_pack(path.parent):
+        return path.read_bytes()
+    try:
+        return pack.opened(path.parent).read(path.name)
+    except KeyError:
+        raise FileNotFoundError(errno.ENOENT, "not in the pack", str(path)) from None
+
+
 def read_image(path: Path, size: int | None = None) -> NDArray[Any]:
     """The image (S, S, 3) RGB in its own depth, or uint8 at `size`; `FacesetError` if it cannot be decoded."""
-    coded = np.frombuffer(path.read_bytes(), np.uint8)
+    coded = np.frombuffer(read_bytes(path), np.uint8)
     try:
         image = cv2.imdecode(coded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if coded.size else None
     except cv2.error:  # an absurd size in a damaged header
@@ -160,6 +208,46 @@ def read_image(path: Path, size: int | None = None) -> NDArray[Any]:
         raise FacesetError(f"{path}: damaged, the image does not decode; delete it or extract again")
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return image if size is None else align.resize(align.as_uint8(image), size)
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file is a user's own mask by its name, whatever it holds."""
+    return path.name.lower().endswith(MASK)
+
+
+def mask_path(path: Path) -> Path:
+    """Where the user's own mask of the face image `path` lies, if there is one."""
+    return path.with_suffix(MASK)
+
+
+def read_mask(path: Path, size: int | None = None) -> NDArray[np.float32] | None:
+    """The user's own mask (S, S) float32 in [0, 1] of the face image `path`: white on the face, transparent or black
+    off it; None if there is none. S is `size`, or else the mask's own side, which need not be the image's.
+
+    `FacesetError` if it does not decode or is not square.
+    """
+    beside = mask_path(path)
+    try:
+        coded = read_bytes(beside)
+        png = coded.startswith(PNG_SIGNATURE)
+        image = cv2.imdecode(np.frombuffer(coded, np.uint8), cv2.IMREAD_UNCHANGED) if png else None
+    except FileNotFoundError:
+        return None
+    except (cv2.error, OSError):
+        image = None
+    if image is None:
+        raise FacesetError(f"{beside}: damaged, the mask does not decode; save it again as PNG, or delete it")
+    height, width = image.shape[:2]
+    if height != width:
+        raise FacesetError(
+            f"{beside}: expected a square mask, as the face is, found {width} x {height} px; paint it over the face's "
+            "image, or delete it"
+        )
+    mask = np.asarray(image, np.float32) / np.float32(65535 if image.dtype == np.uint16 else 255)
+    if mask.ndim == 3:
+        alpha = mask[..., 3] if mask.shape[2] == 4 else np.float32(1)
+        mask = cv2.cvtColor(mask[..., :3], cv2.COLOR_BGR2GRAY) * alpha
+    return np.asarray(mask if size is None else align.resize(mask, size), np.float32).clip(0, 1)
 
 
 def read_images(paths: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8] | None]:
@@ -178,8 +266,18 @@ def read_images(paths: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8] 
 
 def read_meta(path: Path) -> FaceMeta | None:
     """The metadata inside an image; None if it holds none of ours, or none that is sound."""
+    if pack.is_pack(path.parent):
+        return read_meta_of(read_bytes(path), path)
     with path.open("rb") as file:
-        text = _find(file)
+        return _meta(_find(file), path)
+
+
+def read_meta_of(content: bytes, path: Path) -> FaceMeta | None:
+    """Like `read_meta`, of the bytes of an image; `path` is for messages."""
+    return _meta(_find(BytesIO(content)), path)
+
+
+def _meta(text: bytes | None, path: Path) -> FaceMeta | None:
     if text is None:
         return None
     try:
@@ -255,7 +353,7 @@ def _png_text(name: bytes, body: bytes) -> bytes | None:
     elif packed:
         body = body[1:]
     try:
-        return zlib.decompress(body) if packed else body
+        return zlib.decompressobj().decompress(body, MOST_TEXT) if packed else body
     except zlib.error:
         return None
 

@@ -1,10 +1,12 @@
 """Files appear under their final name only when they are whole, and nothing is overwritten unasked."""
 
 import glob
+import hashlib
 import os
 import platform
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +22,47 @@ def shipped(folder: str) -> Path:
     """`configs` or `pretrained` as they travel with faceswap: inside an installed package, or beside it in a clone."""
     inside = Path(__file__).parent / "_data" / folder
     return inside if inside.is_dir() else Path(__file__).parents[1] / folder
+
+
+def weight_folders() -> list[Path]:
+    """Where weights lie, in the order of search: $FACESWAP_PRETRAINED if it is set, the user's folder, those that ship.
+
+    What is pulled goes to the first of them. Nobody says that they exist.
+    """
+    named, home = os.environ.get("FACESWAP_PRETRAINED"), _user_data()
+    mine = [Path(named)] if named else []
+    return [*mine, *([home / "faceswap"] if home else []), shipped("pretrained")]
+
+
+def _user_data() -> Path | None:
+    """Where programs keep a user's data on this system; None for a user without a home, as in some containers."""
+    name = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_DATA_HOME")
+    given = Path(os.environ.get(name, ""))
+    if given.is_absolute():
+        return given
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    usual = {"win32": "AppData/Local", "darwin": "Library/Application Support"}
+    return home / usual.get(sys.platform, ".local/share")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_note(path: Path) -> Path:
+    """The file beside `path` that says what its sha256 was when it came, as `sha256sum -c` reads it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def noted_sha256(path: Path) -> str | None:
+    """The sha256 that was noted beside `path`, None if none was."""
+    note = sha256_note(path)
+    return note.read_text(errors="replace").partition(" ")[0] if note.is_file() else None
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

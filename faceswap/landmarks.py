@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from faceswap.errors import CheckpointError
 
 SIZE = 128  # px, side of the canonical crops that the network sees
 FILE = "landmarks.safetensors"
+LOOK = 20  # px
 AT_ONCE = 32  # faces that go through the network together
 UNIT = 0.05  # of the distance between the eyes: the error that halves `fit`
 
@@ -108,6 +110,7 @@ class Landmarks:
 
     points: NDArray[np.float32]
     fit: float
+    look: NDArray[np.float32]  # (LOOK * LOOK,) a tiny grey picture of the face, to tell it from another nearby
 
     @property
     def five(self) -> NDArray[np.float32]:
@@ -208,7 +211,19 @@ class Landmarker:
         drawn, logits = self.network(pixels.float() / 255)
         found, fits = drawn.cpu().numpy() * SIZE, torch.sigmoid(logits).tolist()
         spread = [align.apply(align.invert(at), face) for at, face in zip(places, found, strict=True)]
-        return [Landmarks(face.astype(np.float32), fit) for face, fit in zip(spread, fits, strict=True)]
+        looks = [_shrunk(crop) for crop in crops]
+        return [Landmarks(f.astype(np.float32), fit, look) for f, fit, look in zip(spread, fits, looks, strict=True)]
+
+
+def look_at(image: NDArray[Any], points: NDArray[Any]) -> NDArray[np.float32]:
+    """The tiny picture (see `Landmarks.look`) of what lies at a face's five points (5, 2) in `image`."""
+    return _shrunk(align.as_uint8(align.crop(image, align.crop_matrix(points, SIZE), SIZE)))
+
+
+def _shrunk(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
+    inner = crop[SIZE // 5 : -SIZE // 5, SIZE // 5 : -SIZE // 5]  # brows to lips: what lies around is no face
+    small = cv2.resize(inner, (LOOK, LOOK), interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32).ravel()
 
 
 def _fold(layers: nn.Sequential) -> nn.Sequential:

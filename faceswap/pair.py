@@ -1,6 +1,7 @@
 """Two videos in, one out: extract both, fine-tune, merge, in a work folder that a second run goes on from."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from faceswap.config import Recipe
 from faceswap.devices import resolve
 from faceswap.errors import CheckpointError, UsageError
 from faceswap.video import check_name, probe
+from faceswap.who import LARGEST, Who
 
 DEFAULT_MINUTES = 20.0
 NOTE = "work.json"  # in a work folder: what it was made from
@@ -34,8 +36,9 @@ def swap_pair(
     device: str = "auto",
     work: Path | None = None,  # default: beside `out`
     overwrite: bool = False,  # of `out`; the work folder is always gone on from
+    who: Mapping[str, Who] | None = None,  # whose faces of "source" and "target"; default: who fills most of each
 ) -> Report:
-    """Swap the largest face of `source` onto the largest face in each frame of `target`."""
+    """Swap one person of `source` onto one person of `target`."""
     check_name(out)
     files.refuse_same(out, [source, target])
     files.refuse_existing(out, overwrite)
@@ -44,7 +47,8 @@ def swap_pair(
         console.say(f"training for {DEFAULT_MINUTES:g} minutes; --minutes or --images changes that")
         recipe = recipe.changed(train={"minutes": DEFAULT_MINUTES})
     recipe, place = prepared(recipe), resolve(device)
-    _claim(work, {"source": source, "target": target}, recipe)
+    whose = {"source": LARGEST, "target": LARGEST} | dict(who or {})
+    _claim(work, {"source": source, "target": target}, recipe, whose)
     facesets, extraction = {"source": work / "source", "target": work / "target"}, {}
     for (name, faceset), path in zip(facesets.items(), (source, target), strict=True):
         if faceset.exists():
@@ -52,20 +56,20 @@ def swap_pair(
             continue
         # Every frame of the target is needed later: merging reuses what was found.
         how = recipe.extract if name == "source" else recipe.extract.model_copy(update={"every": 1})
-        extraction[name] = extract.extract([path], faceset, how, device=str(place))
+        extraction[name] = extract.extract([path], faceset, how, who=whose[name], device=str(place))
     people, run = {name: [faceset] for name, faceset in facesets.items()}, work / "run"
     training = train.train(recipe, people, run, device=str(place), base=_base(recipe, run))
     if training.reason == "interrupted":
         return Report(work, extraction, training, None)
     swapper = swap.Swapper(run, recipe.merge, place)
-    find_faces = swap.recalling(facesets["target"], target)
-    merged = swap.swap_video(target, out, swapper, find_faces, overwrite=overwrite)
+    found = swap.recalling(facesets["target"], target)
+    merged = swap.swap_video(target, out, swapper, found, overwrite=overwrite)
     return Report(work, extraction, training, merged)
 
 
 def prepared(recipe: Recipe) -> Recipe:
     """The recipe as it is used for a pair; `UsageError` now for what could only fail later."""
-    recipe = recipe.changed(extract={"max_faces": 1}, merge={"max_faces": 1}).resolved()
+    recipe = recipe.resolved()
     train.check_recipe(recipe, people=2)
     color.get(recipe.merge.color)
     blend.get(recipe.merge.blend)
@@ -95,9 +99,10 @@ def _base(recipe: Recipe, run: Path) -> Path | None:
     return base
 
 
-def _claim(work: Path, videos: dict[str, Path], recipe: Recipe) -> None:
+def _claim(work: Path, videos: dict[str, Path], recipe: Recipe, whose: Mapping[str, Who]) -> None:
     """Make the work folder, or check that it was made from the same videos with the same extraction."""
     made_from: dict[str, Any] = {"extract": recipe.extract.model_dump(exclude={"batch"})}
+    made_from["person"] = {name: who.to_json() for name, who in whose.items()}
     for name, path in videos.items():
         probe(path)
         facts = path.stat()

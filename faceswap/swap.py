@@ -1,7 +1,7 @@
 """Frame to frame, video to video: draw the target's faces as the source and put them back."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceswap import align, blend, checkpoint, color, console, detectors, provenance
+from faceswap import align, blend, checkpoint, color, console, provenance
 from faceswap.config import ExtractRecipe, MergeRecipe
 from faceswap.detectors import Face
 from faceswap.errors import CheckpointError, FacesetError
-from faceswap.faceset import Faceset
+from faceswap.faceset import Entry, Faceset, read_mask
 from faceswap.masks import face_mask
 from faceswap.models import FaceModel
 from faceswap.video import Frame, VideoWriter, frame_count, read_frames
+from faceswap.who import Finder, Who
 
 Detected = tuple[Frame, list[Face]]
 Drawn = tuple[NDArray[np.float32], NDArray[np.float32]]  # face and mask
-FindFaces = Callable[[Iterable[Frame]], Iterator[Detected]]
+FoundFaces = dict[int, list[Face]]  # by frame index
 
 SOURCE = 0  # the person drawn: pairs are trained as source, target
 
@@ -64,7 +65,7 @@ class Swapper:
 
     def _swap(self, detected: list[Detected]) -> Iterator[tuple[Frame, int]]:
         """The faces of several frames are drawn together."""
-        places = [align.crop_matrix(face.points, self.size) for _, faces in detected for face in faces]
+        places = [face.matrix(self.size) for _, faces in detected for face in faces]
         owners = [frame for frame, faces in detected for _ in faces]
         crops = [align.crop(frame.image, matrix, self.size) for frame, matrix in zip(owners, places, strict=True)]
         drawn = zip(crops, self.draw(crops), places, strict=True)
@@ -114,38 +115,59 @@ def merge(
     The mask is the network's, bounded by that of the landmarks: a network that errs cannot paint the background.
     `image` itself comes back if nothing of the face shows.
     """
-    mask = np.minimum(mask, face_mask(align.apply(matrix, found.points), len(mask)))
+    mask = np.minimum(mask, bound(found, matrix, len(mask)))
     face = color.get(recipe.color)(face, crop.astype(np.float32) / np.float32(255), mask)
     soft = blend.soften(mask, recipe.erode, recipe.feather)
     return blend.paste(image, face, soft, matrix, blend.get(recipe.blend))
 
 
-def detecting(extract: ExtractRecipe, merge: MergeRecipe, device: str) -> FindFaces:
-    """Finds faces in frames with the recipe's detector."""
-    detector = detectors.build(extract.detector, threshold=extract.threshold, min_size=extract.min_size, device=device)
-    return lambda frames: detectors.detect(frames, detector, merge.batch)
+def bound(face: Face, matrix: align.Matrix, size: int) -> NDArray[np.float32]:
+    """The mask (size, size) float32 in [0, 1] that a face may fill in its crop: the user's own, or by its landmarks."""
+    if face.mask is not None:
+        return np.asarray(align.resize(face.mask[..., None], size), np.float32).reshape(size, size).clip(0, 1)
+    return face_mask(align.apply(matrix, face.outline), size)
 
 
-def recalling(folder: Path, video: Path) -> FindFaces:
-    """Finds in frames the faces that the faceset `folder` holds of `video`: a face deleted there is not swapped."""
-    found: dict[int, list[Face]] = {}
+def detecting(video: Path, recipe: ExtractRecipe, device: str, who: Who | None = None) -> FoundFaces:
+    """Finds the faces of `video`, by frame; `who` is None as the recipe says."""
+    footage, chosen = Finder(recipe, device, who)(video)
+    return footage.faces(chosen)
+
+
+def recalling(folder: Path, video: Path) -> FoundFaces:
+    """The faces that the faceset `folder` holds of `video`, by frame: a face deleted there is not swapped, and the
+    user's own mask beside one bounds it."""
+    found: FoundFaces = {}
     entries = [entry for entry in Faceset.open(folder).entries if entry.meta.source == video.name]
     if len({entry.meta.input for entry in entries}) > 1:
         raise FacesetError(f"{folder}: holds faces of several files called {video.name}; extract that video alone")
     for entry in entries:
-        box, points = np.array(entry.meta.box, np.float32), np.array(entry.meta.points, np.float32)
-        face = Face(box, points, entry.meta.probability)
-        found.setdefault(entry.meta.frame, []).append(face)
+        found.setdefault(entry.meta.frame, []).append(recalled(entry))
     if not found:
         raise FacesetError(f"{folder}: holds no face of {video.name}; extract that video, or leave out --faces")
-    return lambda frames: ((frame, found.get(frame.index, [])) for frame in frames)
+    return found
+
+
+def recalled(entry: Entry) -> Face:
+    """The face that was extracted."""
+    meta = entry.meta
+    return Face(
+        np.array(meta.box, np.float32),
+        np.array(meta.points, np.float32),
+        meta.probability,
+        None if meta.landmarks is None else np.array(meta.landmarks, np.float32),
+        meta.fit,
+        meta.track,
+        np.array(meta.matrix, np.float64) / meta.size,
+        read_mask(entry.path),
+    )
 
 
 def swap_video(
     video: Path,
     out: Path,
     swapper: Swapper,
-    find_faces: FindFaces,
+    found: FoundFaces,
     *,
     overwrite: bool = False,
 ) -> Report:
@@ -154,7 +176,12 @@ def swap_video(
     frames = swapped = faces = 0
     total, tags = frame_count(video), provenance.tags(swapper.name)
     with VideoWriter(out, video, crf=swapper.recipe.crf, overwrite=overwrite, metadata=tags) as writer:
-        done = console.track(swapper(find_faces(read_frames(video))), f"merging {video.name}", total, "frames")
+        done = console.track(
+            swapper((frame, found.get(frame.index, [])) for frame in read_frames(video)),
+            f"merging {video.name}",
+            total,
+            "frames",
+        )
         for frame, count in done:
             writer.write(frame)
             frames, swapped, faces = frames + 1, swapped + bool(count), faces + count

@@ -3,14 +3,17 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from faceswap.batches import Batch, Faces, batches, order, split, still
+from faceswap import align, landmarks
+from faceswap.batches import MASK_FEATHER, Batch, Faces, batches, order, split, still
 from faceswap.config import DataRecipe
 from faceswap.errors import FacesetError
-from faceswap.faceset import Faceset
+from faceswap.faceset import Entry, Faceset
+from faceswap.masks import face_mask
 
 CPU = torch.device("cpu")
 RECIPE = DataRecipe(batch=8)
@@ -67,6 +70,58 @@ def test_streaming_gives_what_memory_gives(facesets: dict[str, Path]) -> None:
 def test_masks_lie_on_the_faces(people: list[Faces]) -> None:
     mask = people[0][[0]][0, :, :, 3]
     assert mask[17, 16] == 255 and mask[0, 0] == 0
+
+
+def landmarked(entry: Entry) -> Entry:
+    """The face with landmarks, all amid the crop but for a round contour."""
+    turns = 2 * np.pi * np.arange(36) / 36
+    inside = np.full((landmarks.COUNT, 2), 0.5)
+    inside[landmarks.CONTOUR] += 0.2 * np.stack([np.sin(turns), -np.cos(turns)], 1)
+    frame = align.apply(align.invert(np.array(entry.meta.matrix)), inside * entry.meta.size - 0.5)
+    return replace(entry, meta=replace(entry.meta, landmarks=frame.tolist()))
+
+
+@pytest.mark.parametrize("memory", [1e9, 0])
+def test_dense_landmarks_draw_the_mask_where_there_are_any(facesets: dict[str, Path], memory: float) -> None:
+    five, dense = Faceset.open(facesets["source"]).entries[:2]
+    dense = landmarked(dense)
+    masks = Faces([five, dense], 32, memory, "some")[[0, 1]][..., 3]
+    for entry, mask in zip([five, dense], masks, strict=True):
+        expected = face_mask(entry.meta.crop_outline(32), 32, MASK_FEATHER)
+        np.testing.assert_array_equal(mask, (expected * 255).round())
+    assert masks[1].sum() < 0.7 * masks[0].sum()
+
+
+@pytest.mark.parametrize("memory", [1e9, 0])
+@pytest.mark.parametrize("side", [64, 100])
+def test_a_users_mask_wins(facesets: dict[str, Path], tmp_path: Path, memory: float, side: int) -> None:
+    shutil.copytree(facesets["source"], tmp_path / "some")
+    first, second, *_ = Faceset.open(tmp_path / "some").entries
+    painted = np.zeros((side, side), np.uint8)
+    painted[: side // 2] = 255
+    cv2.imwrite(str(first.path.with_suffix(".mask.png")), painted)
+    masks = Faces([landmarked(first), second], 32, memory, "some")[[0, 1]][..., 3]
+    assert (masks[0, :14] == 255).all() and not masks[0, 18:].any()
+    assert np.array_equal(masks[1], Faces([second], 32, memory, "some")[[0]][0, ..., 3])
+
+
+def test_unusable_masks_are_counted_and_named(
+    facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("faceswap.console.warn", said.append)
+    shutil.copytree(facesets["source"], tmp_path / "some")
+    entries = Faceset.open(tmp_path / "some").entries
+    plain = Faces(entries, 32, 1e9, "some")[[0, 1, 2]]
+    cv2.imwrite(str(entries[0].path.with_suffix(".mask.png")), np.zeros((64, 48), np.uint8))
+    entries[2].path.with_suffix(".mask.png").write_bytes(b"damaged")
+    assert np.array_equal(Faces(entries, 32, 1e9, "some")[[0, 1, 2]], plain)
+    assert len(said) == 1 and said[0].startswith("2 masks of your own give way to the landmarks' masks, the first: ")
+    assert "found 48 x 64 px" in said[0]
+    streamed = Faces(entries, 32, 0, "some")
+    for _ in range(2):
+        assert np.array_equal(streamed[[0, 1, 2]], plain)
+    assert len(said) == 2 and said[1].startswith("2 masks")
 
 
 def test_held_out_faces_stay_held_out_when_others_are_deleted(facesets: dict[str, Path], tmp_path: Path) -> None:

@@ -1,18 +1,15 @@
 """Tests of faceswap.detectors and of MTCNN on drawn faces, whose points are known."""
 
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
-from pathlib import Path
+from dataclasses import replace
 
 import footage
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from faceswap import detectors
+from faceswap import align, detectors
 from faceswap.detectors import Detector, Face
 from faceswap.errors import UsageError
-from faceswap.video import Frame
 
 Picture = NDArray[np.uint8]
 EMPTY = np.full((160, 160, 3), footage.BACKGROUND, np.uint8)
@@ -26,23 +23,6 @@ def mtcnn() -> Detector:
 def pair(left: float, right: float) -> Picture:
     """Two faces side by side, at these scales."""
     return np.hstack([footage.draw_face(scale=left, look="source"), footage.draw_face(scale=right)])
-
-
-def frame(index: int, image: NDArray[np.uint8] | NDArray[np.uint16]) -> Frame:
-    return Frame(index, Fraction(index), Path("clip.mp4"), image)
-
-
-class Counting:
-    """A detector that says of each image its batch and its first pixel."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[tuple[int, ...]]] = []
-
-    def __call__(self, images: Sequence[Picture]) -> list[list[Face]]:
-        assert all(image.dtype == np.uint8 for image in images)
-        self.batches.append([image.shape for image in images])
-        box = np.zeros(4, np.float32)
-        return [[Face(box, np.full((5, 2), image[0, 0, 0], np.float32), 1.0)] for image in images]
 
 
 @pytest.mark.parametrize("look", list(footage.LOOKS))
@@ -122,39 +102,16 @@ def test_an_unknown_detector_is_told_the_known() -> None:
         detectors.build("mtcn", threshold=0.9, min_size=40, device="cpu")
 
 
-def test_detect_keeps_order_and_batches_frames_of_one_size() -> None:
-    shapes = [(8, 8, 3)] * 5 + [(6, 9, 3)] * 2 + [(8, 8, 3)]
-    frames = [frame(i, np.full(shape, i, np.uint8)) for i, shape in enumerate(shapes)]
-    detector = Counting()
-    found = list(detectors.detect(iter(frames), detector, 3))
-    assert [shown for shown, _ in found] == frames
-    assert [int(faces[0].points[0, 0]) for _, faces in found] == list(range(8))
-    assert [len(batch) for batch in detector.batches] == [3, 2, 2, 1]
-    assert all(len(set(batch)) == 1 for batch in detector.batches)
+def test_a_face_crops_by_its_points_or_by_a_smoothed_place() -> None:
+    points = (footage.UNIT_POINTS + 80).astype(np.float32)
+    face = Face(np.float32([50, 40, 110, 120]), points, 1.0)
+    np.testing.assert_allclose(face.matrix(64), align.crop_matrix(points, 64))
+    place = np.array([[0.01, 0, 0.3], [0, 0.01, 0.2]])
+    np.testing.assert_allclose(replace(face, place=place).matrix(64), place * 64)
 
 
-def test_detect_reads_no_more_than_a_batch_ahead() -> None:
-    read = []
-
-    def frames() -> Iterator[Frame]:
-        for i in range(100):
-            read.append(i)
-            yield frame(i, np.zeros((8, 8, 3), np.uint8))
-
-    next(iter(detectors.detect(frames(), Counting(), 4)))
-    assert len(read) <= 5
-
-
-def test_detect_shows_16_bit_frames_in_8_bit() -> None:
-    ((_, faces),) = detectors.detect([frame(0, np.full((8, 8, 3), 257 * 7, np.uint16))], Counting(), 1)
-    assert faces[0].points[0, 0] == 7
-
-
-def test_detect_finds_faces_in_frames_of_different_sizes(mtcnn: Detector) -> None:
-    images = [footage.draw_face(), footage.draw_face(size=200, centre=(120, 100)), EMPTY]
-    found = list(detectors.detect([frame(i, image) for i, image in enumerate(images)], mtcnn, 8))
-    assert [(shown.index, len(faces)) for shown, faces in found] == [(0, 1), (1, 1), (2, 0)]
-
-
-def test_of_nothing_comes_nothing() -> None:
-    assert list(detectors.detect([], Counting(), 4)) == []
+def test_a_mask_is_drawn_from_landmarks_where_there_are_any() -> None:
+    face = Face(np.zeros(4, np.float32), np.zeros((5, 2), np.float32), 1.0)
+    assert face.outline is face.points
+    dense = np.ones((152, 2), np.float32)
+    assert replace(face, landmarks=dense).outline is dense

@@ -1,6 +1,5 @@
 """Tests of faceswap.embedding: the arithmetic on made-up embeddings, the embedders where they are installed."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -18,15 +17,10 @@ from safetensors.torch import save_file
 from faceswap import align, embedding, extract
 from faceswap.config import ExtractRecipe
 from faceswap.embedding import Dlib, Embedder, FaceNet
-from faceswap.errors import CheckpointError, FaceswapError, OutputExistsError
+from faceswap.errors import CheckpointError, FaceswapError
 from faceswap.faceset import Faceset, read_image
 
 Picture = NDArray[np.uint8]
-ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("convert_facenet", ROOT / "tools" / "convert_facenet.py")
-assert SPEC is not None and SPEC.loader is not None
-convert_facenet = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(convert_facenet)
 
 
 class Colour:
@@ -109,7 +103,7 @@ def test_without_an_embedder_there_is_none_and_nothing_is_wrong(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, warnings: list[str]
 ) -> None:
     forget(monkeypatch, "dlib", "face_recognition_models")
-    monkeypatch.setenv("FACESWAP_PRETRAINED", str(tmp_path))
+    monkeypatch.setattr("faceswap.files.weight_folders", lambda: [tmp_path])
     assert embedding.find_embedder() is None and warnings == []
     assert "\n" not in embedding.NOT_MEASURED and "pip install 'faceswap[identity]'" in embedding.NOT_MEASURED
 
@@ -265,11 +259,13 @@ def test_facenet_sees_the_part_of_the_crop_that_a_box_of_mtcnn_covers() -> None:
     np.testing.assert_allclose(part[[1, -2], 80, 1], [y0 + (y1 - y0) / 160, y1 - 2 * (y1 - y0) / 160], atol=1.5)
 
 
-def test_without_facenet_weights_there_is_no_facenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FACESWAP_PRETRAINED", str(tmp_path))
+def test_facenet_weights_are_looked_for_in_all_folders(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faceswap.files.weight_folders", lambda: [tmp_path / "none", tmp_path])
     assert embedding.find_facenet() is None
-    monkeypatch.delenv("FACESWAP_PRETRAINED")
-    assert embedding.find_facenet() is None
+    monkeypatch.setattr("faceswap.files.weight_folders", lambda: [tmp_path, weights])
+    assert isinstance(embedding.find_facenet(), FaceNet)
 
 
 def cut_short(path: Path) -> None:
@@ -280,9 +276,17 @@ def another_network(path: Path) -> None:
     save_file({"conv2d_1a.conv.weight": torch.zeros(3)}, path)
 
 
+def changed(path: Path) -> None:
+    path.with_name(f"{path.name}.sha256").write_text(f"{'0' * 64}  {path.name}\n")
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
-    [(cut_short, "not a whole safetensors file"), (another_network, "InceptionResnetV1, found others")],
+    [
+        (cut_short, "not a whole safetensors file"),
+        (another_network, "InceptionResnetV1, found others"),
+        (changed, "changed since it was pulled; faceswap pretrained pull inception-resnet-v1 --overwrite"),
+    ],
 )
 def test_damaged_facenet_weights_give_one_line(
     damage: Callable[[Path], None],
@@ -309,33 +313,3 @@ def test_damaged_facenet_weights_give_one_line(
 def test_what_is_no_crop_is_refused(image: Picture) -> None:
     with pytest.raises(ValueError, match=r"expected canonical crops \(S, S, 3\) uint8, found \(8, "):
         embedding._batches([image])
-
-
-# tools/convert_facenet.py
-
-
-def test_a_download_becomes_the_file_that_is_found(
-    random_net: InceptionResnetV1, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    downloaded = tmp_path / "20180402-114759-vggface2.pt"
-    named = {**random_net.state_dict(), "logits.weight": torch.zeros(7, 512), "logits.bias": torch.zeros(7)}
-    torch.save(named, downloaded, _use_new_zipfile_serialization=False)  # as in 2019
-    monkeypatch.setenv("FACESWAP_PRETRAINED", str(tmp_path / "mine"))
-    assert embedding.find_facenet() is None
-    assert convert_facenet.convert(downloaded, tmp_path / "mine") == tmp_path / "mine" / embedding.FACENET_FILE
-    assert isinstance(embedding.find_facenet(), FaceNet)
-    with pytest.raises(OutputExistsError):
-        convert_facenet.convert(downloaded, tmp_path / "mine")
-
-
-class Trap:
-    pass
-
-
-@pytest.mark.parametrize("content", [Trap(), [1, 2], {"weight": torch.zeros(2)}, {"weight": 1}, None])
-def test_another_download_is_refused_in_one_line(content: object, tmp_path: Path) -> None:
-    downloaded = tmp_path / "other.pt"
-    torch.save(content, downloaded) if content is not None else downloaded.write_bytes(b"<html>")
-    with pytest.raises(CheckpointError, match=r"other\.pt: expected 20180402-114759-vggface2\.pt") as caught:
-        convert_facenet.convert(downloaded, tmp_path)
-    assert "\n" not in str(caught.value) and not (tmp_path / embedding.FACENET_FILE).exists()

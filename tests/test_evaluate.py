@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from faceswap import batches, checkpoint, config, embedding, evaluate
+from faceswap import align, batches, checkpoint, config, embedding, evaluate, landmarks
 from faceswap.config import Recipe
 from faceswap.errors import CheckpointError, FacesetError, OutputExistsError
 from faceswap.evaluate import Views
@@ -216,3 +217,19 @@ def test_the_floor_is_a_swap_without_a_mistake(facesets: dict[str, Path], tiny: 
     shot = evaluate._Shot.of(entry, 96)
     (laid,) = evaluate._merged([shot], [shot.itself()], tiny.merge)
     assert np.abs(laid.astype(int) - shot.image).mean() < 2 and (laid != shot.image).any()
+
+
+def test_masks_are_drawn_from_dense_landmarks_where_a_face_has_them(facesets: dict[str, Path], tiny: Recipe) -> None:
+    entry = Faceset.open(facesets["target"]).entries[0]
+    turns = 2 * np.pi * np.arange(len(landmarks.CONTOUR)) / len(landmarks.CONTOUR)
+    inside = np.full((landmarks.COUNT, 2), 0.5)
+    inside[landmarks.CONTOUR] += 0.15 * np.stack([np.sin(turns), -np.cos(turns)], 1)
+    places = align.apply(align.invert(np.array(entry.meta.matrix)), inside * entry.meta.size)
+    dense = replace(entry, meta=replace(entry.meta, landmarks=places.tolist()))
+    five, small = (evaluate._Shot.of(face, 96) for face in (entry, dense))
+    assert np.array_equal(five.points, small.points) and small.outline.shape == (landmarks.COUNT, 2)
+    assert evaluate._masks([small]).sum() < 0.5 * evaluate._masks([five]).sum()
+    drawn = [(np.zeros((96, 96, 3), np.float32), np.ones((96, 96), np.float32))]
+    changed = [(next(evaluate._merged([shot], drawn, tiny.merge)) != shot.image).any(2) for shot in (small, five)]
+    outside = evaluate.laid_in(small.outline, tiny.merge) == 0
+    assert changed[0].any() and changed[0][outside].mean() < 0.02 < 0.1 < changed[1][outside].mean()

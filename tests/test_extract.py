@@ -39,7 +39,7 @@ def test_a_clip_gives_a_face_per_frame_that_shows_one(clips: dict[str, Path], fa
     assert names(facesets["target"]) == [f"target_{i:06d}_0.png" for i in range(16) if i not in (5, 6)]
     meta = found.entries[-1].meta
     assert (meta.source, meta.frame, meta.time, meta.face) == ("target.mp4", 15, 0.6, 0)
-    assert (meta.size, meta.detector, meta.version) == (64, "mtcnn", 1) and 0.9 <= meta.probability <= 1
+    assert (meta.size, meta.detector, meta.version) == (64, "mtcnn", 2) and 0.9 <= meta.probability <= 1
 
 
 def test_the_matrix_brings_the_points_to_the_template(facesets: dict[str, Path]) -> None:

@@ -9,6 +9,7 @@ import time
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import footage
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
 from faceswap import align, faceset
-from faceswap.errors import FacesetError
+from faceswap.errors import FacesetError, OutputExistsError
 from faceswap.faceset import FaceMeta, Faceset, read_image, read_images, read_meta, write_face
 
 META = FaceMeta(
@@ -146,7 +147,8 @@ def test_foreign_metadata_under_our_name_is_none_of_ours(
 
 def test_a_future_version_is_refused_with_the_remedy(tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     write_face(tmp_path / "face.png", picture, replace(META, version=faceset.VERSION + 1))
-    with pytest.raises(FacesetError, match=r"face\.png: metadata of version 2, expected at most 1; update faceswap"):
+    expected = rf"face\.png: metadata of version {faceset.VERSION + 1}, expected at most {faceset.VERSION}; update"
+    with pytest.raises(FacesetError, match=expected):
         Faceset.open(tmp_path)
 
 
@@ -326,3 +328,80 @@ def test_metadata_that_somebody_edited_badly_is_none(
     assert read_meta(path) is None
     path.write_bytes(faceset._embed(coded.tobytes(), json.dumps(asdict(META)).encode()))
     assert read_meta(path) == META
+
+
+def beside(face: Path, mask: NDArray[Any]) -> Path:
+    """A user's mask beside a face."""
+    path = face.with_suffix(".mask.png")
+    ok, coded = cv2.imencode(".png", mask)
+    assert ok
+    path.write_bytes(coded.tobytes())
+    return path
+
+
+HALF = np.zeros((64, 64), np.uint8)
+HALF[:, 32:] = 255
+
+
+@pytest.mark.parametrize("kind", ["grey", "16 bit", "colour", "transparent", "palette", "1 bit"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".v2.jpeg"])
+def test_a_users_mask_is_read_whatever_painted_it(
+    tmp_path: Path, picture: NDArray[np.uint8], kind: str, suffix: str
+) -> None:
+    face = tmp_path / f"face{suffix}"
+    write_face(face, picture, META)
+    assert faceset.read_mask(face) is None
+    path = beside(face, HALF)
+    if kind in ("palette", "1 bit"):
+        PIL.Image.fromarray(HALF).convert("P" if kind == "palette" else "1").save(path)
+    elif kind != "grey":
+        white = np.full_like(HALF, 255)
+        many: dict[str, NDArray[Any]] = {"16 bit": HALF.astype(np.uint16) * 257, "colour": np.dstack([HALF] * 3)}
+        beside(face, many.get(kind, np.dstack([white, white, white, HALF])))
+    mask = faceset.read_mask(face)
+    assert mask is not None and mask.dtype == np.float32
+    np.testing.assert_array_equal(mask, HALF / 255)
+
+
+def test_a_soft_mask_keeps_its_values(face: Path) -> None:
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    beside(face, ramp)
+    mask = faceset.read_mask(face)
+    assert mask is not None and np.abs(mask - ramp / 255).max() < 1e-6
+    small = faceset.read_mask(face, 64)
+    assert small is not None and small.shape == (64, 64) and np.abs(small - align.resize(mask, 64)).max() < 1e-6
+    large = faceset.read_mask(face, 300)
+    assert large is not None and large.min() == 0 and large.max() == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8", b"\x89PNG\r\n\x1a\n" + bytes(50)])
+def test_a_mask_that_does_not_decode_is_said_in_a_line(face: Path, content: bytes) -> None:
+    face.with_suffix(".mask.png").write_bytes(content)
+    with pytest.raises(FacesetError, match=r"face\.mask\.png: damaged, the mask does not decode; save it") as error:
+        faceset.read_mask(face)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_of_another_shape_is_said_in_a_line(face: Path) -> None:
+    beside(face, HALF[:, :50])
+    with pytest.raises(FacesetError, match=r"face\.mask\.png: expected a square mask.*found 50 x 64 px"):
+        faceset.read_mask(face)
+
+
+def test_masks_are_no_faces_and_no_skipped_images(face: Path) -> None:
+    shutil.copy(face, face.with_suffix(".mask.png"))  # painted over a copy, which kept the metadata
+    beside(face.with_name("deleted.png"), HALF)
+    beside(face.with_name("other.png"), HALF).rename(face.with_name("Other.MASK.PNG"))
+    found = Faceset.open(face.parent)
+    assert [entry.path for entry in found.entries] == [face] and found.skipped == []
+
+
+@pytest.mark.parametrize("painted", ["blank", "copy"])
+def test_a_folder_with_users_masks_is_not_to_be_replaced(face: Path, painted: str) -> None:
+    faceset.refuse_foreign(face.parent)
+    path = beside(face, HALF)
+    if painted == "copy":
+        shutil.copy(face, path)
+    with pytest.raises(OutputExistsError, match=r"would destroy face\.mask\.png, a mask of your own; move it") as error:
+        faceset.refuse_foreign(face.parent)
+    assert "\n" not in str(error.value)

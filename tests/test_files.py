@@ -214,3 +214,55 @@ def test_an_error_names_the_output_or_what_it_named_itself(tmp_path: Path, whole
     with pytest.raises(OSError, match="full") as caught, whole(path, overwrite=False) as partial:
         raise OSError(errno.ENOSPC, "full", str(partial / "face.png"))
     assert caught.value.filename == str(path)
+
+
+def test_weights_lie_in_the_named_folder_the_users_and_the_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = files.shipped("pretrained")
+    monkeypatch.delenv("FACESWAP_PRETRAINED", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert files.weight_folders() == [tmp_path / "faceswap", shipped]
+    monkeypatch.setenv("FACESWAP_PRETRAINED", "mine")
+    assert files.weight_folders() == [Path("mine"), tmp_path / "faceswap", shipped]
+
+
+@pytest.mark.parametrize(
+    ("system", "usual"),
+    [
+        ("linux", ".local/share/faceswap"),
+        ("darwin", "Library/Application Support/faceswap"),
+        ("win32", "AppData/Local/faceswap"),
+    ],
+)
+def test_the_users_folder_is_where_the_system_has_such_things(
+    system: str, usual: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("FACESWAP_PRETRAINED", "")
+    monkeypatch.setenv("XDG_DATA_HOME", "not/absolute")
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    assert files.weight_folders()[0] == tmp_path / usual
+
+
+def test_a_user_without_a_home_has_no_folder_and_nothing_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for name in ("FACESWAP_PRETRAINED", "XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    assert files.weight_folders() == [files.shipped("pretrained")]
+
+
+def test_a_sha256_is_noted_as_other_tools_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"abc")
+    assert files.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.noted_sha256(path) is None
+    files.sha256_note(path).write_text(f"{files.sha256(path)}  {path.name}\n")
+    assert files.noted_sha256(path) == files.sha256(path)
+    files.sha256_note(path).write_bytes(b"\xff")
+    assert files.noted_sha256(path) not in (None, files.sha256(path))

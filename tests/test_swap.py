@@ -3,12 +3,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import footage
 import numpy as np
 import pytest
 import torch
 
-from faceswap import align, checkpoint, detectors, extract, pair, swap, train
+from faceswap import align, checkpoint, extract, pair, swap, train
 from faceswap.checkpoint import State
 from faceswap.config import ExtractRecipe, MergeRecipe, Recipe, check
 from faceswap.detectors import Face
@@ -110,7 +111,7 @@ def test_an_unknown_way_is_named(model: Path, key: str, word: str) -> None:
 
 def test_video_keeps_count_rate_times_and_sound(model: Path, clips: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
-    find = swap.detecting(RECIPE.extract, RECIPE.merge, "cpu")
+    find = swap.detecting(clips["target"], RECIPE.extract, "cpu")
     report = swap.swap_video(clips["target"], out, swapper(model), find)
     assert (report.frames, report.frames_swapped, report.faces_swapped) == (16, 14, 14)
     before, after = list(read_frames(clips["target"])), list(read_frames(out))
@@ -126,7 +127,7 @@ def test_video_keeps_count_rate_times_and_sound(model: Path, clips: dict[str, Pa
 
 
 def test_the_result_says_that_it_was_swapped(model: Path, clips: dict[str, Path], tmp_path: Path) -> None:
-    find = swap.detecting(RECIPE.extract, RECIPE.merge, "cpu")
+    find = swap.detecting(clips["target"], RECIPE.extract, "cpu")
     swap.swap_video(clips["target"], tmp_path / "out.mp4", swapper(model), find)
     with av.open(tmp_path / "out.mp4") as container:
         assert "swapped with faceswap" in container.metadata["comment"]
@@ -144,14 +145,26 @@ def test_deleted_faces_are_not_swapped(
     assert (report.frames, report.frames_swapped) == (16, 10)
 
 
-def test_recalled_faces_are_the_detected_ones(clips: dict[str, Path], facesets: dict[str, Path]) -> None:
-    detector = detectors.build("mtcnn", threshold=0.9, min_size=40, device="cpu")
-    detected = list(detectors.detect(read_frames(clips["target"]), detector, 8))
-    recalled = list(swap.recalling(facesets["target"], clips["target"])(read_frames(clips["target"])))
-    for (_, ours), (_, theirs) in zip(detected, recalled, strict=True):
-        assert len(ours) == len(theirs)
-        for a, b in zip(ours, theirs, strict=True):
+def test_recalled_faces_are_those_that_were_found(clips: dict[str, Path], facesets: dict[str, Path]) -> None:
+    found = swap.detecting(clips["target"], ExtractRecipe(size=64, min_size=40), "cpu")
+    recalled = swap.recalling(facesets["target"], clips["target"])
+    assert sorted(found) == sorted(recalled) == [i for i in range(16) if i not in (5, 6)]
+    for index, faces in found.items():
+        for a, b in zip(faces, recalled[index], strict=True):
             np.testing.assert_allclose(a.points, b.points, atol=2e-3)
+            np.testing.assert_allclose(a.matrix(64), b.matrix(64), atol=1e-6)
+            assert (a.landmarks is None) == (b.landmarks is None) and a.track == b.track
+
+
+def test_the_users_own_mask_bounds_the_swap(
+    model: Path, clips: dict[str, Path], facesets: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(facesets["target"], tmp_path / "faces")
+    first = min((tmp_path / "faces").iterdir())
+    cv2.imwrite(str(first.with_name(f"{first.stem}.mask.png")), np.zeros((64, 64), np.uint8))
+    found = swap.recalling(tmp_path / "faces", clips["target"])
+    report = swap.swap_video(clips["target"], tmp_path / "out.mp4", swapper(model), found)
+    assert report.frames_swapped == 13  # where the mask is empty nothing is laid in
 
 
 def test_faces_of_another_video_are_refused(clips: dict[str, Path], facesets: dict[str, Path]) -> None:
@@ -203,7 +216,7 @@ REAL = footage.DATA / "clips"
 @pytest.mark.parametrize(("clip", "least"), [("stage_cuts", 0.5), ("walking_720p", 0.98)])
 def test_real_footage_with_cuts_and_nobody(model: Path, tmp_path: Path, clip: str, least: float) -> None:
     video, out = REAL / f"{clip}.mp4", tmp_path / "out.mp4"
-    find = swap.detecting(Recipe().extract, Recipe().merge, "cpu")
+    find = swap.detecting(video, Recipe().extract, "cpu")
     report = swap.swap_video(video, out, swapper(model), find)
     assert report.frames == probe(video).frames == probe(out).frames
     assert report.frames_swapped >= least * report.frames

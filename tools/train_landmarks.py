@@ -200,10 +200,12 @@ def train(taught: Crops, held: Crops, actors: Crops, nothing: list[np.ndarray], 
     network = Network()
     canonical = [align.apply(align.crop_matrix(five(p), 1), p) for p in taught.points]
     network.mean.copy_(torch.from_numpy(np.mean(canonical, 0)).float())
+    if options.start:
+        network = landmarks.load(options.start).requires_grad_(True).train()
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.02)
     averaged = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
+        network, avg_fn=lambda old, new, count: torch.lerp(old, new, 1 - min(0.998, (1 + int(count)) / (10 + int(count))))
     )
     data = Augmented(taught, actors, nothing, options.batch, options.seed)
     loader = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
@@ -230,11 +232,12 @@ def train(taught: Crops, held: Crops, actors: Crops, nothing: list[np.ndarray], 
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         averaged.update_parameters(network)
-        errors.append(float(per_face[total > 0].mean()))
+        errors.append(per_face[total > 0].mean().item())
         step += 1
-        if time.monotonic() - told > 60:
+        if time.monotonic() - told > 180:
             told = time.monotonic()
-            measured = evaluate(averaged.module, held, 200)
+            calibrate(averaged.module, loader)
+            measured = evaluate(averaged.module, held, 100)
             print(
                 f"{(told - started) / 60:.1f} min, {step * options.batch} faces, training {100 * np.mean(errors):.2f} %, "
                 f"held out {measured['error']:.2f} %",
@@ -242,8 +245,21 @@ def train(taught: Crops, held: Crops, actors: Crops, nothing: list[np.ndarray], 
             )
             errors = []
             save(averaged.module, options.out)
+    calibrate(averaged.module, loader, 60)
     save(averaged.module, options.out)
     print(json.dumps({"faces": step * options.batch} | evaluate(averaged.module, held), indent=1))
+
+
+@torch.no_grad()
+def calibrate(network: Network, loader, batches: int = 15) -> None:
+    """Measure the batch norms' statistics anew: those of averaged weights are not the average of statistics."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # a plain mean over what follows
+            module.reset_running_stats()
+    network.train()
+    for _ in range(batches):
+        network(next(loader)[0].to(memory_format=torch.channels_last).float() / 255)
 
 
 def save(network: Network, path: Path) -> None:
@@ -290,6 +306,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--actors", type=Path)
     parser.add_argument("--nothing", type=Path)
+    parser.add_argument("--start", type=Path, help="weights to go on from")
     parser.add_argument("--minutes", type=float, default=70)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2.5e-3)

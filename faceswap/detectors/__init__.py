@@ -1,15 +1,14 @@
 """Frames to faces. A detector is one file here with `build(threshold, min_size, device) -> Detector`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from faceswap.align import Matrix, as_uint8, crop_matrix
+from faceswap.align import Matrix, crop_matrix
 from faceswap.registry import Socket
-from faceswap.video import Frame
 
 SOCKET = Socket("faceswap.detectors", "detector")
 
@@ -61,20 +60,3 @@ def build(name: str, *, threshold: float, min_size: float, device: str) -> Detec
     part: Any = SOCKET.load(name)
     detector: Detector = part.build(threshold=threshold, min_size=min_size, device=device)
     return detector
-
-
-def detect(frames: Iterable[Frame], detector: Detector, batch: int) -> Iterator[tuple[Frame, list[Face]]]:
-    """Each frame with its faces, in order; frames of one size are looked at `batch` at a time."""
-    waiting: list[Frame] = []
-    for frame in frames:
-        if waiting and (len(waiting) == batch or frame.image.shape != waiting[0].image.shape):
-            yield from _detect_batch(waiting, detector)
-            waiting = []
-        waiting.append(frame)
-    if waiting:
-        yield from _detect_batch(waiting, detector)
-
-
-def _detect_batch(frames: list[Frame], detector: Detector) -> Iterator[tuple[Frame, list[Face]]]:
-    images = [as_uint8(frame.image) for frame in frames]
-    yield from zip(frames, detector(images), strict=True)

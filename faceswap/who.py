@@ -1,0 +1,227 @@
+"""Whose faces are taken: everyone's, those of who fills most of the footage, of one track, or of one person.
+
+Who is who is told by a face embedder where there is one (see `faceswap.embedding`), and else by track and position;
+which of the two was used is always said.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faceswap import align, console, detectors, embedding, faceset, tracks
+from faceswap.config import ExtractRecipe
+from faceswap.detectors import Detector
+from faceswap.errors import FacesetError, UsageError
+from faceswap.faceset import FaceMeta
+from faceswap.landmarks import Landmarker
+from faceswap.tracks import PORTRAIT, Footage, Track, overlap
+from faceswap.video import frame_count, is_image, read_frames
+
+EVERY = 10  # frames of a reference that is a video
+INSTALL = "pip install 'faceswap[identity]' brings a face embedder"
+
+
+@dataclass(frozen=True)
+class Who:
+    """What the user asked for: at most one of the three; none: everyone."""
+
+    references: tuple[Path, ...] = ()  # pictures of the person, or face images of ours
+    tracks: tuple[int, ...] = ()  # by number
+    largest: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.references) + bool(self.tracks) + self.largest > 1:
+            raise UsageError("expected one of --reference, --track, --largest and --everyone, found several")
+
+    @property
+    def is_everyone(self) -> bool:
+        return not (self.references or self.tracks or self.largest)
+
+    @property
+    def needs_portraits(self) -> bool:
+        """Whether pictures of each track are wanted, to tell who it is."""
+        return bool(self.references) or self.largest
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for a note of what was asked."""
+        references = [str(path.resolve()) for path in self.references]
+        return {"references": references, "tracks": list(self.tracks), "largest": self.largest}
+
+
+EVERYONE, LARGEST = Who(), Who(largest=True)
+
+
+class Chooser:
+    """Chooses tracks. Made before the work begins, so that a wrong reference is said at once."""
+
+    def __init__(self, who: Who, detector: Detector, landmarker: Landmarker) -> None:
+        """`FacesetError` for a reference without a face, `UsageError` for one that cannot be used here."""
+        self.who = who
+        self.embedder = embedding.find_embedder() if who.needs_portraits else None
+        self.metas = [faceset.read_meta(path) if path.is_file() else None for path in who.references]
+        self.known: NDArray[np.float32] | None = None
+        if not who.references:
+            return
+        if self.embedder is not None:
+            pictures = [
+                picture
+                for path, meta in zip(who.references, self.metas, strict=True)
+                for picture in _pictures(path, meta, detector, landmarker)
+            ]
+            self.known = self.embedder(pictures)
+        elif any(meta is None for meta in self.metas):
+            raise UsageError(
+                f"{who.references[self.metas.index(None)]}: without a face embedder a reference must be a face image "
+                f"that faceswap extract took from the same footage; {INSTALL}, or choose by looking: --track N"
+            )
+
+    def __call__(self, footage: Footage, video: Path) -> list[Track]:
+        """The tracks of the person; what decided is said. `UsageError` if there are none."""
+        tracks, who = footage.tracks, self.who
+        if who.is_everyone or not tracks:
+            return tracks
+        if who.tracks:
+            return self._by_number(tracks, video)
+        if who.references:
+            return self._by_reference(tracks, video)
+        return self._largest(tracks, video)
+
+    def _by_number(self, tracks: Sequence[Track], video: Path) -> list[Track]:
+        unknown = sorted(set(self.who.tracks) - {track.number for track in tracks})
+        if unknown:
+            raise UsageError(
+                f"{video}: no track {unknown[0]}; expected one of 0 to {len(tracks) - 1}: {described(tracks)}"
+            )
+        return [track for track in tracks if track.number in self.who.tracks]
+
+    def _by_reference(self, tracks: Sequence[Track], video: Path) -> list[Track]:
+        if self.embedder is None or self.known is None:
+            return self._by_position(tracks, video)
+        apart = self._distances(tracks, self.known)
+        line = (self.embedder.same + self.embedder.other) / 2
+        order = np.argsort(apart)
+        chosen = one_at_a_time([tracks[i] for i in order if apart[i] <= line])
+        nearest = tracks[order[0]]
+        if not chosen:
+            raise UsageError(
+                f"{video}: nobody looks like the reference: the nearest is track {nearest.number} at {min(apart):.2f}, "
+                f"one person usually lies below {self.embedder.same:.2f} ({self.embedder.name}); give other references "
+                f"or --track N"
+            )
+        found = ", ".join(str(track.number) for track in chosen)
+        console.say(
+            f"{video.name}: track {found} is the person of the reference, by face embedding ({self.embedder.name}, "
+            f"nearest at {min(apart):.2f}, line at {line:.2f})"
+        )
+        return chosen
+
+    def _by_position(self, tracks: Sequence[Track], video: Path) -> list[Track]:
+        """The tracks that have a face where and when the references, faces of the same footage, were taken."""
+        chosen = []
+        for path, meta in zip(self.who.references, self.metas, strict=True):
+            assert meta is not None
+            if meta.source != video.name:
+                raise UsageError(
+                    f"{path}: was taken from {meta.source}, not from {video.name}, and no face embedder works here; "
+                    f"{INSTALL}, or choose by looking: --track N"
+                )
+            faces = {track.number: track.faces.get(meta.frame) for track in tracks}
+            shared = {number: overlap(face.box, np.array(meta.box)) for number, face in faces.items() if face}
+            best = max(shared, key=lambda number: shared[number], default=None)
+            if best is None or shared[best] < 0.3:
+                raise UsageError(f"{path}: no track of {video.name} has a face there now; choose with --track N")
+            chosen.append(best)
+        names = ", ".join(map(str, sorted(set(chosen))))
+        console.say(f"{video.name}: track {names} is the person of the reference, by track and position: {INSTALL}")
+        return [track for track in tracks if track.number in chosen]
+
+    def _largest(self, tracks: Sequence[Track], video: Path) -> list[Track]:
+        """Who fills most of the footage: the largest track, and in other frames those that may be the same person."""
+        order = sorted(tracks, key=lambda track: -track.area)
+        if len(order) == 1:
+            return order
+        main, others = order[0], order[1:]
+        how = f"by track and position ({INSTALL})"
+        if self.embedder is not None and main.portraits:
+            known = self.embedder([picture for _, picture in main.portraits])
+            apart = self._distances(others, known)
+            others = [track for track, distance in zip(others, apart, strict=True) if distance <= self.embedder.other]
+            how = f"by face embedding ({self.embedder.name})"
+        chosen = one_at_a_time([main, *others])
+        console.say(
+            f"{video.name}: {len(chosen)} of {len(tracks)} tracks are of the person who fills most of it, {how}"
+        )
+        return chosen
+
+    def _distances(self, tracks: Sequence[Track], known: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The median distance of each track's portraits from the known ones; infinite without any."""
+        assert self.embedder is not None
+        found = []
+        for track in tracks:
+            seen = self.embedder([picture for _, picture in track.portraits])
+            found.append(float(np.median(embedding.distances(seen, known))) if len(seen) else np.inf)
+        return np.array(found)
+
+
+def one_at_a_time(tracks: Sequence[Track]) -> list[Track]:
+    """Those of the tracks, the first ones first, that share no frame: one person is in one place. By number."""
+    chosen: list[Track] = []
+    taken: set[int] = set()
+    for track in tracks:
+        if taken.isdisjoint(track.faces):
+            chosen.append(track)
+            taken |= track.faces.keys()
+    return sorted(chosen, key=lambda track: track.number)
+
+
+def described(tracks: Sequence[Track]) -> str:
+    """The tracks in a line."""
+    parts = [f"{t.number} (frames {t.span[0]} to {t.span[1]}, {t.side:.0f} px)" for t in tracks[:12]]
+    return ", ".join(parts) + (", ..." if len(tracks) > 12 else "")
+
+
+def _pictures(path: Path, meta: FaceMeta | None, detector: Detector, landmarker: Landmarker) -> list[NDArray[np.uint8]]:
+    """Canonical crops of a reference: of a face image of ours as it is, else of the largest face in each picture."""
+    if meta is not None:
+        return [align.as_uint8(faceset.read_image(path, PORTRAIT))]
+    found = []
+    for frame in read_frames(path, every=1 if path.is_dir() or is_image(path) else EVERY):
+        image = align.as_uint8(frame.image)
+        faces = detector([image])[0]
+        if len(faces) > 1:
+            console.warn(f"{frame.source}: {len(faces)} faces in the reference, the largest is taken")
+        for face in faces[:1]:
+            marks = landmarker([image], [face.points], passes=2)[0]
+            found.append(align.as_uint8(align.crop(image, align.crop_matrix(marks.five, PORTRAIT), PORTRAIT)))
+    if not found:
+        raise FacesetError(f"{path}: no face found in the reference; give a picture that shows it large and clear")
+    return found
+
+
+class Finder:
+    """Finds whose faces are wanted in footage."""
+
+    def __init__(self, recipe: ExtractRecipe, device: str, who: Who | None = None) -> None:
+        """`who` is None as the recipe says. Errors as in `Chooser`: a wrong reference is said at once."""
+        self.recipe = recipe
+        self.who = who if who is not None else {"everyone": EVERYONE, "largest": LARGEST}[recipe.who]
+        smallest = recipe.min_size * tracks.LENIENT
+        threshold = recipe.threshold * tracks.LENIENT
+        self.detector = detectors.build(recipe.detector, threshold=threshold, min_size=smallest, device=device)
+        self.landmarker = Landmarker(device)
+        self.choose = Chooser(self.who, self.detector, self.landmarker)
+
+    def __call__(self, path: Path) -> tuple[Footage, list[Track]]:
+        """All that was found in footage, and the tracks that were chosen of it."""
+        total = frame_count(path)
+        wanted = None if total is None else -(-total // self.recipe.every)
+        frames = console.track(
+            read_frames(path, every=self.recipe.every), f"looking for faces in {path.name}", wanted, "frames"
+        )
+        portraits = self.who.needs_portraits
+        footage = tracks.follow(frames, self.detector, self.landmarker, self.recipe, portraits=portraits)
+        return footage, self.choose(footage, path)
