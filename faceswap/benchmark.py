@@ -22,7 +22,7 @@ from faceswap.detectors import Face
 from faceswap.devices import resolve
 from faceswap.errors import CheckpointError, MediaError, UsageError
 from faceswap.evaluate import SIZE, Report, Rows
-from faceswap.faceset import Faceset, read_image
+from faceswap.faceset import Faceset, read_image, spread
 from faceswap.heads import Expression, Identity
 from faceswap.render import Actor, Shot, background
 from faceswap.video import read_frames
@@ -309,7 +309,7 @@ def _nuisances(image: NDArray[np.float32]) -> Iterable[NDArray[np.float32]]:
 def _album(folder: Path, video: str) -> list[NDArray[np.uint8]]:
     """Faces (SIZE, SIZE, 3) uint8 RGB of one person, evenly spread over the footage."""
     entries = [entry for entry in Faceset.open(folder).entries if entry.meta.source == video]
-    return [read_image(entry.path, SIZE) for entry in evaluate.spread(entries, evaluate.MEASURED)]
+    return [read_image(entry.path, SIZE) for entry in spread(entries, evaluate.MEASURED)]
 
 
 def _pictures(
@@ -317,7 +317,7 @@ def _pictures(
 ) -> page.Pictures:
     columns = ["target", "swap", "truth", "swap - truth, 4 x", "ceiling"]
     rows = []
-    for number in evaluate.spread(numbers, evaluate.SHOWN):
+    for number in spread(numbers, evaluate.SHOWN):
         truth = shots[number].image
         rows.append([plain[number], swapped[number], truth, difference(swapped[number], truth), best[number]])
     return page.Pictures("The swap and the truth", columns, rows)

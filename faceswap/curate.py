@@ -1,8 +1,8 @@
-"""Look through a faceset and choose from it: figures, order, contact sheets, what to leave out, packs.
+"""Choose from a faceset: an order, what to leave out, copies, packs.
 
 Nothing is ever deleted. What `filter_faces` takes out moves to `removed/REASON/` inside the faceset, where a reader of
 facesets does not look; moving a file back brings the face back. A face's own mask, `NAME.mask.png`, goes wherever its
-face goes. A sort key is one function in `SORTS`, a reason to take a face out one in `REASONS`.
+face goes. A sort key is one line in `SORTS`, a reason to take a face out one function in `REASONS`.
 
 Convention: one number per face in arrays (N,) in the order of the faceset; NaN where an image does not decode.
 """
@@ -12,337 +12,37 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from faceswap import console, files, heads, metrics, pack
-from faceswap.embedding import Embedder, distances, find_embedder
+from faceswap import console, files, pack
+from faceswap.embedding import Embedder, distances
 from faceswap.errors import FacesetError, FaceswapError, UsageError
 from faceswap.faceset import (
     SUFFIXES,
     Entry,
-    FaceMeta,
     Faceset,
     mask_path,
     open_all,
+    own_mask,
     read_bytes,
     read_images,
     read_meta,
     refuse_foreign,
+    spread,
 )
+from faceswap.looks import EMBED_SIZE, Faces, Looks, Mask, Numbers, Rows, embed
 
-Numbers = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-Order = NDArray[np.int64]
-Picture = NDArray[np.uint8]
-T = TypeVar("T")
-
-SIZE = 128  # px, at which faces are looked at
-INNER = (0.28, 0.28, 0.70, 0.78)  # x0, y0, x1, y1 of brows to mouth, in units of the side
-THUMB = 16  # px, side of the small pictures whose correlation is likeness where there is no embedder
-EMBED_SIZE = 192  # px, for the embedder
 CHAIN = 4096  # faces that one chain of nearest neighbours orders: its time grows with the square
 ALIKE, AS_BRIGHT = 0.95, 0.04  # of near duplicates: least correlation, and greatest difference of brightness
 BLOCK = 512  # faces held against all others at once
 CORE = 1000  # faces that stand for a set or a person
-
 PREFIX = re.compile(r"\d{5,}--")  # what `sort` puts before a name
-BINS = np.arange(-90, 91, 15)  # degrees, of the histograms of yaw and pitch
 REMOVED = "removed"
-
-CELL, COLUMNS, ROWS = 112, 12, 40  # of a contact sheet: px, faces in a line, lines on a page
-LABEL, NARROWEST = 26, 6  # px; cells that a label needs
-NO_EMBEDDER = "no face embedder works here; pip install 'faceswap[identity]'"
-
-
-# ---------------------------------------------------------------- measuring
-
-
-@dataclass(frozen=True)
-class Looks:
-    """What the pixels say."""
-
-    sharpness: Numbers  # variance of the Laplacian of the 8-bit luma inside `INNER` at `SIZE` px
-    brightness: Numbers  # mean luma there, 0 to 1
-    hashes: NDArray[np.uint64]  # dHash (Krawetz, 2013) of `INNER`: 64 signs of the change from left to right
-    thumbs: NDArray[np.float32]  # (N, THUMB**2) of length 1 and mean 0: their dot product is a correlation
-
-
-class Faces:
-    """A faceset that is measured when a measure is first asked for, once."""
-
-    def __init__(self, faceset: Faceset) -> None:
-        self.folder, self.entries = faceset.folder, faceset.entries
-        self.likeness = "nothing yet"  # what told faces from each other
-        self._embedder: Embedder | None = None
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    @cached_property
-    def places(self) -> list["Place"]:
-        entries = console.track(self.entries, "reading metadata", len(self), "faces")
-        return [Place.of(entry.meta) for entry in entries]
-
-    @cached_property
-    def pose(self) -> Numbers:
-        """Yaw and pitch (N, 2) in degrees, see `head_pose`."""
-        entries = console.track(self.entries, "turning heads", len(self), "faces")
-        return np.array([head_pose(entry.meta) for entry in entries], np.float64).reshape(-1, 2)
-
-    @cached_property
-    def size(self) -> Numbers:
-        """How large the face is in its frame, in px: the side of a square as large as its box."""
-        return np.array([place.size for place in self.places], np.float64)
-
-    @cached_property
-    def fit(self) -> Numbers:
-        """How well the landmarks fit; 0 for a face that has none."""
-        return np.array([place.fit for place in self.places], np.float64)
-
-    @cached_property
-    def looks(self) -> Looks:
-        images = console.track(self._images(SIZE), "looking at faces", len(self), "faces")
-        found = [look(image) for image in images]
-        sharpness, brightness, hashes, thumbs = zip(*found, strict=True)
-        return Looks(np.array(sharpness), np.array(brightness), np.array(hashes, np.uint64), np.array(thumbs))
-
-    @property
-    def whole(self) -> Mask:
-        """Which images decode."""
-        return ~np.isnan(self.looks.sharpness)
-
-    @property
-    def embedder(self) -> Embedder:
-        """`FaceswapError` if none works."""
-        self._embedder = self._embedder or find_embedder()
-        if self._embedder is None:
-            raise FaceswapError(NO_EMBEDDER)
-        return self._embedder
-
-    def embeddings(self, rows: Order) -> NDArray[np.float32]:
-        """(len(rows), D); NaN where an image does not decode. Slow: dlib knows some five faces a second on a CPU."""
-        found: list[NDArray[np.float32]] = []
-        with console.Meter("knowing faces again", len(rows), "faces") as meter:
-            for start in range(0, len(rows), 32):
-                paths = [self.entries[row].path for row in rows[start : start + 32]]
-                found.append(embed(self.embedder, list(read_images(paths, EMBED_SIZE))))
-                meter.advance(len(paths))
-        return np.concatenate(found)
-
-    def _images(self, size: int) -> Iterator[Picture | None]:
-        return read_images([entry.path for entry in self.entries], size)
-
-
-@dataclass(frozen=True)
-class Place:
-    """The part of a face's metadata that choosing needs: small, so that 100,000 fit."""
-
-    input: int
-    source: str
-    time: float
-    track: int | None
-    size: float
-    fit: float
-    has_landmarks: bool
-    side: int
-
-    @classmethod
-    def of(cls, meta: FaceMeta) -> "Place":
-        x0, y0, x1, y1 = meta.box
-        side = float(np.sqrt(max(x1 - x0, 0) * max(y1 - y0, 0)))
-        marked = meta.landmarks is not None
-        fit = meta.fit if marked else 0.0
-        return cls(meta.input, meta.source, meta.time, meta.track, side, fit, marked, meta.size)
-
-
-def look(image: Picture | None) -> tuple[float, float, int, NDArray[np.float32]]:
-    """The numbers of `Looks` for one crop (SIZE, SIZE, 3).
-
-    Sharpness counts the detail that a crop of `SIZE` px can show: a small face that was enlarged has little, however
-    well it was in focus, and faces larger than that do not gain. It compares faces under the same light.
-    """
-    if image is None:
-        return np.nan, np.nan, 0, np.zeros(THUMB * THUMB, np.float32)
-    x0, y0, x1, y1 = (round(edge * SIZE) for edge in INNER)
-    where = np.zeros((1, SIZE, SIZE), np.float32)
-    where[:, y0:y1, x0:x1] = 1
-    sharpness = float(metrics.laplacian(np.asarray(image[None] / 255, np.float32), where)[0]) * 255**2
-    luma = cv2.cvtColor(image[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY).astype(np.float32)
-    small = cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA)
-    bits = np.packbits(small[:, 1:] > small[:, :-1])
-    thumb = cv2.resize(luma, (THUMB, THUMB), interpolation=cv2.INTER_AREA).ravel()
-    thumb = np.asarray(thumb - thumb.mean(), np.float32)
-    length = np.float32(max(float(np.linalg.norm(thumb)), 1e-6))
-    return sharpness, float(luma.mean()) / 255, int.from_bytes(bits.tobytes()), thumb / length
-
-
-def _average_head() -> NDArray[np.float64]:
-    """iBUG's 68 points (68, 3) on the average of our rendered heads: mm; x to the image's right, y down, z away."""
-    who, calm = heads.Identity(), heads.Expression()
-    head = heads.Head(who)
-    points = head.locate(head.deform(calm), heads.landmark_template(who, calm))
-    return np.asarray(points, np.float64) * [1, -1, -1]
-
-
-_HEAD: list[NDArray[np.float64]] = []  # made when first needed
-
-
-def head_pose(meta: FaceMeta) -> tuple[float, float]:
-    """Yaw (positive: the nose to the image's right) and pitch (positive: looks up) in degrees; the roll is taken out.
-
-    From 68 of the landmarks on an average head, or from the five points where there are none: of rendered faces the
-    mean error is then 5 degrees of yaw and 6 of pitch, 3 and 3 with true landmarks. NaN if no head fits.
-    """
-    if meta.landmarks is None:
-        turn = metrics.rotation(meta.crop_points(SIZE), SIZE)
-    else:
-        turn = _rotation(meta.crop_outline(SIZE)[:68])
-    if not np.isfinite(turn).all():
-        return np.nan, np.nan
-    return float(np.degrees(np.arctan2(turn[2, 0], turn[2, 2]))), float(
-        np.degrees(np.arcsin(np.clip(-turn[2, 1], -1, 1)))
-    )
-
-
-def _rotation(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Like `metrics.rotation`, for 68 points."""
-    if not _HEAD:
-        _HEAD.append(_average_head())
-    middle, focal = (SIZE - 1) / 2, metrics.FOCAL * SIZE
-    camera = np.array([[focal, 0, middle], [0, focal, middle], [0, 0, 1]])
-    found, turn, _ = cv2.solvePnP(_HEAD[0], points, camera, None, flags=cv2.SOLVEPNP_SQPNP)
-    return np.asarray(cv2.Rodrigues(turn)[0]) if found else np.full((3, 3), np.nan)
-
-
-def embed(embedder: Embedder, images: Sequence[Picture | None]) -> NDArray[np.float32]:
-    """Embeddings (N, D); NaN for a None."""
-    found = embedder([np.zeros((EMBED_SIZE, EMBED_SIZE, 3), np.uint8) if image is None else image for image in images])
-    found[[image is None for image in images]] = np.nan
-    return found
-
-
-# ---------------------------------------------------------------- info
-
-
-@dataclass(frozen=True)
-class Track:
-    """Faces of one person over time."""
-
-    input: int
-    source: str
-    track: int | None
-    faces: int
-    size: float  # median, px in the frame
-    start: float  # seconds
-    end: float
-
-
-@dataclass(frozen=True)
-class Info:
-    """What is in a faceset. A spread is (smallest, median, largest), None if there is nothing to measure."""
-
-    faceset: Path
-    faces: int
-    skipped: int  # images that are no faces of ours
-    damaged: int  # do not decode
-    masks: int  # drawn by the user
-    bytes: int
-    side: list[int]  # px, of the crops
-    sources: dict[str, int]
-    tracks: list[Track]
-    landmarks: int  # faces that have them
-    size: list[float] | None  # px in the frame
-    fit: list[float] | None
-    sharpness: list[float] | None
-    brightness: list[float] | None
-    bins: list[int]  # degrees, edges
-    yaw: list[int]
-    pitch: list[int]
-
-
-def info(path: Path) -> Info:
-    """Measure a faceset."""
-    faceset = Faceset.open(path)
-    faces = Faces(faceset)
-    marked = np.array([place.has_landmarks for place in faces.places])
-    yaw, pitch = (np.histogram(np.clip(of[np.isfinite(of)], -90, 90), BINS)[0].tolist() for of in faces.pose.T)
-    held = pack.opened(path) if pack.is_pack(path) else None
-    return Info(
-        faceset=path,
-        faces=len(faces),
-        skipped=len(faceset.skipped),
-        damaged=int((~faces.whole).sum()),
-        masks=sum(own_mask(entry.path) is not None for entry in faces.entries),
-        bytes=path.stat().st_size if held else sum(entry.path.stat().st_size for entry in faces.entries),
-        side=sorted({place.side for place in faces.places}),
-        sources=dict(Counter(place.source for place in faces.places).most_common()),
-        tracks=[_track(faces, rows) for rows in groups(faces, "track")],
-        landmarks=int(marked.sum()),
-        size=_spread(faces.size),
-        fit=_spread(faces.fit[marked]),
-        sharpness=_spread(faces.looks.sharpness),
-        brightness=_spread(faces.looks.brightness),
-        bins=BINS.tolist(),
-        yaw=yaw,
-        pitch=pitch,
-    )
-
-
-def _spread(values: Numbers) -> list[float] | None:
-    sound = values[np.isfinite(values)]
-    return [round(float(v), 4) for v in (sound.min(), np.median(sound), sound.max())] if len(sound) else None
-
-
-def _track(faces: Faces, rows: Order) -> Track:
-    places = [faces.places[row] for row in rows]
-    times, first = [place.time for place in places], places[0]
-    size = round(float(np.median(faces.size[rows])), 1)
-    return Track(first.input, first.source, first.track, len(rows), size, min(times), max(times))
-
-
-def info_text(found: Info) -> str:
-    """An `Info` as lines, with histograms."""
-    many = f"{found.skipped} other images, {found.damaged} damaged, {found.masks} own masks"
-    sides = ", ".join(map(str, found.side))
-    lines = [f"{found.faceset}: {found.faces} faces of {sides} px, {found.bytes / 1e6:.1f} MB; {many}"]
-    lines += [f"{count:8} from {source}" for source, count in found.sources.items()]
-    spreads = {"size in the frame, px": found.size, "sharpness": found.sharpness, "brightness": found.brightness}
-    spreads[f"fit of {found.landmarks} landmarks"] = found.fit
-    lines += ["", f"{'':28}{'smallest':>10}{'median':>10}{'largest':>10}"]
-    lines += [
-        f"{name:28}" + "".join(f"{value:10.4g}" for value in spread) for name, spread in spreads.items() if spread
-    ]
-    if any(track.track is not None for track in found.tracks):
-        lines += ["", f"{'track':>8}{'faces':>8}{'size':>8}  time"]
-        lines += [f"{named(t.track):>8}{t.faces:8}{t.size:8.0f}  {_span(t)} of {t.source}" for t in found.tracks]
-    lines += ["", f"{'degrees':>12}  {'yaw':28}  pitch (positive: to the image's right; up)"]
-    most = max(*found.yaw, *found.pitch, 1)
-    for low, high, yaw, pitch in zip(found.bins, found.bins[1:], found.yaw, found.pitch, strict=False):
-        bars = [f"{_bar(20 * number / most)} {number or ''}" for number in (yaw, pitch)]
-        lines.append(f"{low:5} to {high:3}  {bars[0]:28}  {bars[1]}".rstrip())
-    return "\n".join(lines)
-
-
-def _bar(length: float) -> str:
-    """A bar in eighths of a character; what is there is seen."""
-    eighths = max(round(length * 8), int(length > 0))
-    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def named(track: int | None) -> str:
-    return "none" if track is None else str(track)
-
-
-def _span(track: Track) -> str:
-    return "-".join(f"{int(second) // 60}:{int(second) % 60:02}" for second in (track.start, track.end))
 
 
 # ---------------------------------------------------------------- sorting
@@ -365,7 +65,8 @@ def sort_faces(folder: Path, by: str) -> Sorted:
     _refuse_pack(folder, "sorted")
     faceset = open_all([folder])[0]
     faces = Faces(faceset)
-    order = SORTS[by].order(faces)
+    key = SORTS[by]
+    order = np.argsort(key.numbers(faces), kind="stable")
     originals = _originals([entry.path for entry in faces.entries])
     width = max(5, len(str(len(order) - 1)))
     moves: list[tuple[Path, Path]] = []
@@ -374,10 +75,8 @@ def sort_faces(folder: Path, by: str) -> Sorted:
         name = originals[row] if by == "time" else f"{place:0{width}}--{originals[row]}"
         moves.append((path, path.with_name(name)))
     renamed = rename(moves)
-    damaged = 0 if by in UNSEEN else int((~faces.whole).sum())
-    means = SORTS[by].means
-    if by == "similarity":
-        means += f", by {faces.likeness}"
+    damaged = int((~faces.whole).sum()) if key.looks else 0
+    means = f"{key.means}, by {faces.likeness[0]}" if by == "similarity" else key.means
     return Sorted(folder, by, means, len(faces), renamed, damaged)
 
 
@@ -433,14 +132,6 @@ def _move(face: Path, onto: Path) -> None:
         mask.unlink()
 
 
-def own_mask(face: Path) -> Path | None:
-    """The user's own mask of a face, None if there is none."""
-    path = mask_path(face)
-    if pack.is_pack(path.parent):
-        return path if path.name in pack.opened(path.parent) else None
-    return path if path.is_file() else None
-
-
 def free_name(path: Path) -> Path:
     """`path`, or with the first number that makes it, and its mask, a name that nothing has."""
     numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
@@ -452,7 +143,7 @@ def _refuse_pack(path: Path, done: str) -> None:
         raise UsageError(f"{path}: a pack cannot be {done}; faceswap faceset unpack it first, or copy what you want")
 
 
-def chained(points: NDArray[np.float32]) -> Order:
+def chained(points: NDArray[np.float32]) -> Rows:
     """An order (N,) in which neighbours are alike.
 
     From one end of the main axis on, always to the nearest face that is left. Beyond `CHAIN` faces they are first cut
@@ -476,44 +167,12 @@ def chained(points: NDArray[np.float32]) -> Order:
     return np.array(found, np.int64)
 
 
-def _ascending(values: Numbers) -> Order:
-    return np.argsort(values, kind="stable")  # NaN comes last
-
-
-def by_blur(faces: Faces) -> Order:
-    return _ascending(-faces.looks.sharpness)
-
-
-def by_yaw(faces: Faces) -> Order:
-    return _ascending(faces.pose[:, 0])
-
-
-def by_pitch(faces: Faces) -> Order:
-    return _ascending(faces.pose[:, 1])
-
-
-def by_size(faces: Faces) -> Order:
-    return _ascending(-faces.size)
-
-
-def by_brightness(faces: Faces) -> Order:
-    return _ascending(faces.looks.brightness)
-
-
-def by_time(faces: Faces) -> Order:
-    return np.arange(len(faces))
-
-
-def by_similarity(faces: Faces) -> Order:
-    """By face embedding, or by the pictures' correlation where no embedder works."""
+def by_similarity(faces: Faces) -> Numbers:
+    """Places in a chain of faces that are alike."""
     whole = np.flatnonzero(faces.whole)
-    try:
-        faces.likeness = f"face embeddings ({faces.embedder.name})"
-        points = faces.embeddings(whole)
-    except FaceswapError as error:
-        console.warn(f"{error}; faces are compared by the correlation of their pictures")
-        faces.likeness, points = "the correlation of pictures (no embedder)", faces.looks.thumbs[whole]
-    return np.concatenate([whole[chained(points)], np.flatnonzero(~faces.whole)])
+    places = np.full(len(faces), np.nan)
+    places[whole[chained(faces.likeness[1])]] = np.arange(len(whole))
+    return places
 
 
 # ---------------------------------------------------------------- filtering
@@ -573,7 +232,8 @@ def judge(faces: Faces, limits: Limits) -> tuple[dict[str, Mask], list[str]]:
 
     `FacesetError` if none would be left.
     """
-    _check_references(limits)
+    if limits.references and not limits.person:
+        raise UsageError("--reference belongs to --person")
     left = np.ones(len(faces), bool)
     found: dict[str, Mask] = {}
     notes: list[str] = []
@@ -661,13 +321,13 @@ def near_duplicates(faces: Faces, limits: Limits, left: Mask, notes: list[str]) 
     if limits.duplicates is None:
         return None
     rows = np.flatnonzero(left)
-    rows = rows[_ascending(-faces.looks.sharpness[rows])]
+    rows = rows[np.argsort(-faces.looks.sharpness[rows], kind="stable")]
     goes = np.zeros(len(faces), bool)
     goes[repeats(faces.looks, rows, limits.duplicates)] = True
     return goes
 
 
-def repeats(looks: Looks, rows: Order, bits: int) -> Order:
+def repeats(looks: Looks, rows: Rows, bits: int) -> Rows:
     """Those of `rows` that are like an earlier one that is itself no repeat: all pairs are looked at, in blocks.
 
     Alike are faces whose hashes differ in at most `bits`, whose pictures correlate by `ALIKE`, and whose brightness
@@ -690,7 +350,7 @@ def repeats(looks: Looks, rows: Order, bits: int) -> Order:
     return np.array(found, np.int64)
 
 
-def _alike(looks: Looks, some: Order, others: Order, bits: int) -> Mask:
+def _alike(looks: Looks, some: Rows, others: Rows, bits: int) -> Mask:
     """Which of `some` are like any of `others`."""
     between = np.bitwise_count(looks.hashes[some, None] ^ looks.hashes[None, others])
     first, second = np.nonzero(between <= bits)
@@ -701,11 +361,6 @@ def _alike(looks: Looks, some: Order, others: Order, bits: int) -> Mask:
         alike = (looks.thumbs[a[at]] * looks.thumbs[b[at]]).sum(1) >= ALIKE
         found[first[at[alike]]] = True
     return found
-
-
-def _check_references(limits: Limits) -> None:
-    if limits.references and not limits.person:
-        raise UsageError("--reference belongs to --person")
 
 
 def _known(embedder: Embedder, references: Sequence[Path]) -> NDArray[np.float32] | None:
@@ -732,92 +387,6 @@ def _largest_group(embeddings: NDArray[np.float32], same: float) -> NDArray[np.f
     some = sound[spread(range(len(sound)), CORE)]
     group = connected_components(distances(some, some) <= same)[1]
     return np.asarray(some[group == np.bincount(group).argmax()])
-
-
-# ---------------------------------------------------------------- contact sheets
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """The pages that were written."""
-
-    pages: list[Path]
-    groups: list[Track]
-
-
-def sheet(path: Path, out: Path, *, by: str = "track", shown: int = COLUMNS, overwrite: bool = False) -> Sheet:
-    """Write contact sheets of a faceset: for each group, evenly spread over its time, `shown` faces and a label.
-
-    The groups with the most faces come first. What does not fit on one page goes on in `NAME-2.png` and so on.
-    """
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"{out}: expected NAME.png, found {out.suffix or 'no suffix'}; choose another -o")
-    faces = Faces(open_all([path])[0])
-    found = sorted(groups(faces, by), key=len, reverse=True)
-    pages = _pages(found, shown)
-    names = [out, *(out.with_stem(f"{out.stem}-{number}") for number in range(2, len(pages) + 1))]
-    for name in names:
-        files.refuse_existing(name, overwrite)
-    for name, rows_of_page in zip(names, console.track(pages, "sheets", len(pages), "pages"), strict=True):
-        page = np.concatenate([_strip(faces, rows, by, shown) for rows in rows_of_page])
-        with files.whole_file(name, overwrite=overwrite) as partial:
-            partial.write_bytes(cv2.imencode(".png", cv2.cvtColor(page, cv2.COLOR_RGB2BGR))[1].tobytes())
-    return Sheet(names, [_track(faces, rows) for rows in found])
-
-
-def groups(faces: Faces, by: str) -> list[Order]:
-    """Rows of the faces that share a track, a source or just the set, in their order."""
-    found: dict[Any, list[int]] = {}
-    for row, place in enumerate(faces.places):
-        key = (place.input, place.source, place.track)
-        found.setdefault(key[: {"track": 3, "source": 2, "all": 0}[by]], []).append(row)
-    return [np.array(rows) for rows in found.values()]
-
-
-def _strip(faces: Faces, rows: Order, by: str, shown: int) -> Picture:
-    """One group: a label, and lines of faces below it."""
-    chosen = spread(rows.tolist(), shown)
-    images = list(read_images([faces.entries[row].path for row in chosen], CELL))
-    lines, columns = -(-len(images) // COLUMNS), min(max(shown, NARROWEST), COLUMNS)
-    strip = np.full((LABEL + lines * CELL, columns * CELL, 3), 24, np.uint8)
-    for i, image in enumerate(images):
-        y, x = LABEL + i // COLUMNS * CELL, i % COLUMNS * CELL
-        if image is None:
-            _write(strip, "damaged", (x + 8, y + CELL // 2), 0.5)
-        else:
-            strip[y : y + CELL, x : x + CELL] = image
-    about = _track(faces, rows)
-    words = {"track": f"track {named(about.track)}   ", "source": "", "all": ""}[by]
-    source = "" if by == "all" else f"   {_span(about)} of {about.source}"
-    _write(
-        strip, f"{words}{about.faces} face{(about.faces > 1) * 's'}   {about.size:.0f} px{source}", (6, LABEL - 8), 0.55
-    )
-    return strip
-
-
-def _write(image: Picture, words: str, at: tuple[int, int], scale: float) -> None:
-    """White text; what the font of OpenCV lacks becomes a question mark."""
-    plain = words.encode("ascii", "replace").decode()
-    cv2.putText(image, plain, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
-
-
-def _pages(found: Sequence[Order], shown: int) -> list[list[Order]]:
-    """The groups page by page: as many lines of faces as fit, a group is not torn."""
-    pages: list[list[Order]] = []
-    free = 0
-    for rows in found:
-        lines = -(-min(len(rows), shown) // COLUMNS)
-        if lines > free:
-            pages.append([])
-            free = max(ROWS, lines)
-        pages[-1].append(rows)
-        free -= lines
-    return pages
-
-
-def spread(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of the items, evenly spread."""
-    return [items[round(i)] for i in np.linspace(0, len(items) - 1, most)] if len(items) > most else list(items)
 
 
 # ---------------------------------------------------------------- copies and packs
@@ -922,20 +491,24 @@ def _write_folder(entries: Sequence[Entry], out: Path, overwrite: bool, notes: l
 class SortKey:
     """An order, and what it means."""
 
-    order: Callable[[Faces], Order]
+    numbers: Callable[[Faces], Numbers]  # the smallest comes first, NaN last
     means: str
+    looks: bool = True  # at the images, not at metadata alone
 
 
 SORTS: dict[str, SortKey] = {
-    "blur": SortKey(by_blur, "sharpest first, by the variance of the Laplacian"),
-    "yaw": SortKey(by_yaw, "from the image's left to its right"),
-    "pitch": SortKey(by_pitch, "from looking down to looking up"),
-    "size": SortKey(by_size, "largest in the frame first"),
-    "brightness": SortKey(by_brightness, "darkest first"),
+    "blur": SortKey(lambda faces: -faces.looks.sharpness, "sharpest first, by the variance of the Laplacian"),
+    "yaw": SortKey(lambda faces: faces.pose[:, 0], "from the image's left to its right", looks=False),
+    "pitch": SortKey(lambda faces: faces.pose[:, 1], "from looking down to looking up", looks=False),
+    "size": SortKey(lambda faces: -faces.size, "largest in the frame first", looks=False),
+    "brightness": SortKey(lambda faces: faces.looks.brightness, "darkest first"),
     "similarity": SortKey(by_similarity, "the most alike beside each other"),
-    "time": SortKey(by_time, "as in the footage, under the names that extract gave"),
+    "time": SortKey(
+        lambda faces: np.arange(len(faces), dtype=float),
+        "as in the footage, under the names that extract gave",
+        looks=False,
+    ),
 }
-UNSEEN = ("yaw", "pitch", "size", "time")  # keys that look at no image
 
 REASONS: dict[str, Callable[[Faces, Limits, Mask, list[str]], Excluded]] = {  # the folders' names, in this order
     "damaged": damaged,

@@ -20,7 +20,7 @@ from faceswap.config import MergeRecipe, Recipe
 from faceswap.detectors import Face
 from faceswap.devices import resolve
 from faceswap.errors import FacesetError, UsageError
-from faceswap.faceset import Entry, open_all, read_image
+from faceswap.faceset import Entry, open_all, read_image, spread
 from faceswap.masks import face_mask
 from faceswap.models import FaceModel
 
@@ -191,11 +191,6 @@ def _people(run: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
         kept, held = batches.split(open_all(folders), state.recipe.data.holdout)
         found[name] = _Entries(held, kept + held, "held out")
     return found
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spread."""
-    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -35,6 +35,7 @@ LANDMARKS = 152  # how many there are, see faceswap.landmarks
 MOST_TEXT = 2**22  # bytes of packed metadata: a hostile image could hold more than fits into memory
 AT_ONCE = 256  # images that wait to be read
 HEAD = 1 << 16  # bytes of an image in which its metadata usually ends
+T = TypeVar("T")
 PNG_SIGNATURE, JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
 
@@ -162,6 +163,11 @@ def open_all(folders: Sequence[Path]) -> list[Faceset]:
     return facesets
 
 
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the items, evenly spread, from the first on."""
+    return [items[round(i)] for i in np.linspace(0, len(items) - 1, most)] if len(items) > most else list(items)
+
+
 def refuse_foreign(out: Path) -> None:
     """`OutputExistsError` if replacing `out` would destroy anything that is not an extracted face."""
     litter = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of file browsers
@@ -218,6 +224,13 @@ def is_mask(path: Path) -> bool:
 def mask_path(path: Path) -> Path:
     """Where the user's own mask of the face image `path` lies, if there is one."""
     return path.with_suffix(MASK)
+
+
+def own_mask(path: Path) -> Path | None:
+    """The user's own mask of the face image `path`, None if there is none."""
+    mask = mask_path(path)
+    held = mask.name in pack.opened(mask.parent) if pack.is_pack(mask.parent) else mask.is_file()
+    return mask if held else None
 
 
 def read_mask(path: Path, size: int | None = None) -> NDArray[np.float32] | None:

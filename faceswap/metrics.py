@@ -86,18 +86,18 @@ def landmark_error(points: Points, references: Points) -> Numbers:
     return np.asarray(100 * distance / np.linalg.norm(references[:, 1] - references[:, 0], axis=1))
 
 
-def rotation(points: NDArray[Any], size: int) -> NDArray[np.float64]:
-    """The head's rotation (3, 3) that puts `HEAD` on five points (5, 2) of a crop of `size` px; NaN if none does.
+def rotation(points: NDArray[Any], size: int, head: NDArray[np.float64] = HEAD) -> NDArray[np.float64]:
+    """The rotation (3, 3) that puts `head` (N, 3) on points (N, 2) of a crop of `size` px; NaN if none does.
 
-    Perspective-n-point by SQPnP (Terzakis and Lourakis, ECCV 2020) with the focal length `FOCAL`. Five points of an
-    average head: yaw is good to a few degrees, pitch is coarse.
+    Perspective-n-point by SQPnP (Terzakis and Lourakis, ECCV 2020) with the focal length `FOCAL`. By five points of an
+    average head yaw is good to a few degrees, pitch is coarse.
     """
     if not np.isfinite(points).all():
         return np.full((3, 3), np.nan)
     middle = (size - 1) / 2
     camera = np.array([[FOCAL * size, 0, middle], [0, FOCAL * size, middle], [0, 0, 1]])
     try:
-        found, turn, _ = cv2.solvePnP(HEAD, np.asarray(points, np.float64), camera, None, flags=cv2.SOLVEPNP_SQPNP)
+        found, turn, _ = cv2.solvePnP(head, np.asarray(points, np.float64), camera, None, flags=cv2.SOLVEPNP_SQPNP)
     except cv2.error:  # the points (all but) coincide
         found = False
     if not found:

@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import crops
 import footage
 import pytest
 import torch
@@ -69,3 +70,9 @@ def benched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, benchmark.R
     """The folder and the report of the tiny benchmark: read only."""
     folder = tmp_path_factory.mktemp("benchmark") / "bench"
     return folder, benchmark.run(PROTOCOL, TINY, folder, device="cpu")
+
+
+@pytest.fixture
+def ten_faces(tmp_path: Path) -> Path:
+    """A folder of ten faces; the third has a mask."""
+    return crops.ten(tmp_path / "set")

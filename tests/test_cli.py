@@ -14,10 +14,17 @@ from click.testing import CliRunner, Result
 
 from faceswap import console
 from faceswap.cli import main
+from faceswap.errors import UsageError
 from faceswap.video import probe
+from faceswap.who import Who
 
 COMMANDS = ("extract", "pretrain", "finetune", "merge", "swap", "evaluate", "demo", "doctor")
-ACTORS = ("actors clip", "actors faces")
+GROUPS = {
+    "actors": ("clip", "faces"),
+    "faceset": ("info", "sort", "filter", "sheet", "copy", "pack", "unpack", "import"),
+    "pretrained": ("list", "show", "pull", "verify"),
+}
+INSIDE = tuple(f"{group} {command}" for group, commands in GROUPS.items() for command in commands)
 TINY = [
     *("--set", "model.resolution=32", "--set", "model.width=4", "--set", "model.code=16"),
     *("--set", "data.batch=4", "--set", "extract.min_size=40", "--set", "extract.size=64"),
@@ -51,7 +58,7 @@ def run(facesets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
-@pytest.mark.parametrize("command", COMMANDS + ACTORS)
+@pytest.mark.parametrize("command", COMMANDS + INSIDE)
 def test_help_has_an_example_and_the_common_options(command: str) -> None:
     for flag in ("-h", "--help"):
         text = faceswap(*command.split(), flag).stdout
@@ -61,7 +68,9 @@ def test_help_has_an_example_and_the_common_options(command: str) -> None:
 
 
 def test_the_commands_are_those_of_the_readme() -> None:
-    assert set(main.commands) == {*COMMANDS, "actors"}
+    assert set(main.commands) == {*COMMANDS, *GROUPS}
+    for group, commands in GROUPS.items():
+        assert set(main.commands[group].commands) == set(commands)
     assert "SOURCE is the person whose face is put in" in faceswap("-h").stdout
 
 
@@ -69,7 +78,8 @@ def test_extract(clips: dict[str, Path], tmp_path: Path) -> None:
     result = faceswap("extract", *clips.values(), "-o", tmp_path / "faces", "--every", 4, "--json", *TINY)
     report = json.loads(result.stdout)
     assert report["frames"] == 8 and report["faces"] == len(list((tmp_path / "faces").iterdir()))
-    assert "extracting source.mp4: 4/4 frames" in result.stderr
+    for words in ("looking for faces in", "cutting out faces of"):
+        assert f"{words} source.mp4: 4/4 frames" in result.stderr
     faceswap("extract", clips["source"], "-o", tmp_path / "one", "--max-faces", 1, "--min-size", 30, *TINY)
 
 
@@ -244,7 +254,7 @@ def test_images_that_do_not_decode_are_skipped_and_counted(tmp_path: Path) -> No
         cv2.imwrite(str(tmp_path / "photos" / f"{i}.png"), footage.draw_face(mouth=i)[..., ::-1])
     (tmp_path / "photos" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
     result = faceswap("extract", tmp_path / "photos", "-o", tmp_path / "faces", *TINY)
-    assert "3 faces from 3 frames" in result.stdout and "bad.png" in result.stderr
+    assert "3 faces of 1 tracks (1 found) from 3 frames" in result.stdout and "bad.png" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -334,6 +344,90 @@ def test_disk_full(at: str, clips: dict[str, Path], run: Path, tmp_path: Path, m
 def test_wrong_words_are_one_line_too(words: list[str], said: str) -> None:
     result = faceswap(*words, ok=False)
     assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1 and said in result.stderr
+
+
+@pytest.mark.parametrize("words", [["--largest"], ["--everyone"], ["--track", 0], ["--reference"]])
+def test_whose_faces_are_taken_and_swapped(
+    words: list[Any], clips: dict[str, Path], facesets: dict[str, Path], run: Path, tmp_path: Path
+) -> None:
+    if words == ["--reference"]:
+        words = [*words, next(facesets["target"].iterdir())]
+    result = faceswap("extract", clips["target"], "-o", tmp_path / "faces", *words, "--json", *TINY)
+    assert json.loads(result.stdout)["faces"] == len(list((tmp_path / "faces").iterdir())) == 14
+    result = faceswap("merge", clips["target"], "--model", run, "-o", tmp_path / "out.mp4", *words, "--json", *TINY)
+    assert json.loads(result.stdout)["frames_swapped"] == 14
+
+
+@pytest.mark.parametrize("words", [["--track", 7], ["--track", 0, "--track", 7]])
+def test_a_track_that_is_none(words: list[Any], clips: dict[str, Path], run: Path, tmp_path: Path) -> None:
+    for command in (["extract", clips["target"]], ["merge", clips["target"], "--model", run]):
+        line = refused(2, *command, "-o", tmp_path / "out.mp4", *words, *TINY)
+        assert "no track 7; expected one of 0 to" in line and "frames 0 to" in line
+    assert not list(tmp_path.iterdir())
+
+
+SEVERAL = [
+    *(["--largest", "--track", 0], ["--reference", "a.png", "--track", 0], ["--reference", "a.png", "--largest"]),
+    *(["--everyone", "--track", 0], ["--everyone", "--largest"], ["--everyone", "--reference", "a.png"]),
+]
+
+
+@pytest.mark.parametrize("words", SEVERAL)
+def test_whose_faces_is_said_once(words: list[Any], clips: dict[str, Path], run: Path, tmp_path: Path) -> None:
+    said = "expected one of --reference, --track, --largest and --everyone, found several"
+    for command in (["extract"], ["merge", "--model", run], ["swap", clips["source"]]):
+        assert said in refused(2, *command, clips["target"], "-o", tmp_path / "out.mp4", *words)
+    reference = ("--source-reference", "a.png", "--source-track", 0)
+    assert "found several" in refused(2, "swap", *clips.values(), "-o", tmp_path / "out.mp4", *reference)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--track", 1], ["--largest"], ["--everyone"], ["--reference", "a.png"]])
+def test_faces_say_already_whose_they_are(
+    words: list[Any], clips: dict[str, Path], facesets: dict[str, Path], run: Path, tmp_path: Path
+) -> None:
+    command = ("merge", clips["target"], "--model", run, "--faces", facesets["target"], "-o", tmp_path / "out.mp4")
+    assert "--faces says already whose faces are swapped" in refused(2, *command, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_whom_swap_takes_of_each_video(clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Who]] = []
+
+    def stop(*_: Any, who: dict[str, Who], **__: Any) -> None:
+        asked.append(who)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("faceswap.pair.swap_pair", stop)
+    for words in (
+        [],
+        ["--everyone"],
+        ["--track", 2, "--track", 1],
+        ["--source-track", 3],
+        ["--source-reference", "a.png", "--largest"],
+    ):
+        assert "enough" in refused(2, "swap", *clips.values(), "-o", tmp_path / "out.mp4", *words)
+    assert asked == [
+        {},
+        {"target": Who()},
+        {"target": Who(tracks=(2, 1))},
+        {"source": Who(tracks=(3,))},
+        {"target": Who(largest=True), "source": Who(references=(Path("a.png"),))},
+    ]
+
+
+def test_a_track_of_the_source_that_is_none(clips: dict[str, Path], tmp_path: Path) -> None:
+    words = ("--source-track", 9, "--images", 8, *TINY)
+    assert "source.mp4: no track 9; expected one of 0 to" in refused(
+        2, "swap", *clips.values(), "-o", tmp_path / "out.mp4", *words
+    )
+
+
+def test_a_number_of_a_track_is_of_one_input(clips: dict[str, Path], tmp_path: Path) -> None:
+    line = refused(2, "extract", *clips.values(), "-o", tmp_path / "faces", "--track", 0)
+    assert "--track names a track of one input, found 2 inputs" in line
+    assert "--track" in refused(2, "extract", clips["source"], "-o", tmp_path / "faces", "--track", "-1")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -189,11 +189,6 @@ def test_another_person_is_not_blamed_for_another_face() -> None:
     assert flicker == pytest.approx(2)
 
 
-def test_spread_takes_the_ends_and_no_more_than_asked() -> None:
-    assert evaluate.spread(range(100), 3) == [0, 50, 99] and evaluate.spread([7], 3) == [7]
-    assert evaluate.spread([], 3) == [] and evaluate.spread([1, 2], 5) == [1, 2]
-
-
 def test_identity_is_measured_or_said_not_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake:
         name, same, other = "fake", 0.4, 0.6

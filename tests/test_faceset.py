@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from faceswap import align, faceset
 from faceswap.errors import FacesetError, OutputExistsError
-from faceswap.faceset import FaceMeta, Faceset, read_image, read_images, read_meta, write_face
+from faceswap.faceset import FaceMeta, Faceset, read_image, read_images, read_meta, spread, write_face
 
 META = FaceMeta(
     source='clip "é" 名.mp4',
@@ -405,3 +405,11 @@ def test_a_folder_with_users_masks_is_not_to_be_replaced(face: Path, painted: st
     with pytest.raises(OutputExistsError, match=r"would destroy face\.mask\.png, a mask of your own; move it") as error:
         faceset.refuse_foreign(face.parent)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("many", "most"), [(0, 3), (3, 3), (10, 3), (10, 1), (1000, 7)])
+def test_a_spread_is_even_and_starts_at_the_first(many: int, most: int) -> None:
+    found = spread(range(many), most)
+    assert len(found) == min(many, most) and found == sorted(set(found))
+    assert not found or found[0] == 0
+    assert most == 1 or not found or found[-1] == many - 1

@@ -260,6 +260,14 @@ def test_rotation_recovers_a_known_head(yaw: float, pitch: float, roll: float) -
         np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-9)
 
 
+def test_rotation_recovers_another_head() -> None:
+    head = np.random.default_rng(0).uniform(-80, 80, (30, 3))
+    truth = turn(30, -10, 20)
+    x, y, z = (head @ truth.T + [0, 0, 900]).T
+    points = np.stack([x / z, y / z], 1) * metrics.FOCAL * 192 + 191 / 2
+    assert angle(metrics.rotation(points, 192, head), truth) < 1e-3
+
+
 @pytest.mark.parametrize("axis", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.6, 0, 0.8)])
 @pytest.mark.parametrize("degrees", [0, 1, 17, 40])
 def test_pose_error_is_the_angle_between(axis: tuple[float, float, float], degrees: float) -> None:

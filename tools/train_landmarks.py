@@ -74,19 +74,25 @@ class Augmented(IterableDataset):
     """Batches without end of crops (B, 3, 128, 128) uint8, points (B, 152, 2) in units of the side, weights (B, 152)
     and what the fit may be at most (B,): 1 for a face, 0 for none."""
 
-    def __init__(self, taught: Crops, actors: Crops, nothing: list[np.ndarray], batch: int, seed: int) -> None:
+    def __init__(
+        self, taught: Crops, actors: Crops, nothing: list[np.ndarray], batch: int, seed: int, seconds: float
+    ) -> None:
         self.taught, self.actors, self.nothing, self.batch, self.seed = taught, actors, nothing, batch, seed
+        self.seconds = seconds  # of the whole training
 
     def __iter__(self):
         cv2.setNumThreads(1)
-        random, order = np.random.default_rng(self.seed), []
+        random, order, started = np.random.default_rng(self.seed), [], time.monotonic()
         while True:
+            # Wild for the first third, then ever calmer: the last steps are for precision.
+            done = (time.monotonic() - started) / self.seconds
+            self.wild = float(np.clip(1.4 - 1.2 * done, 0.2, 1))
             rows = []
             while len(rows) < self.batch:
                 draw = random.random()
                 if draw < 0.05 and self.nothing:
                     image = self.nothing[random.integers(len(self.nothing))]
-                    rows.append((augment_pixels(image, random), np.zeros((COUNT, 2)), np.zeros(COUNT), 0.0))
+                    rows.append((augment_pixels(image, random, self.wild), np.zeros((COUNT, 2)), np.zeros(COUNT), 0.0))
                 elif draw < 0.15 and self.actors.images:
                     number = random.integers(len(self.actors.images))
                     rows.append(self.face(self.actors, number, random))
@@ -108,13 +114,13 @@ class Augmented(IterableDataset):
         points, wild = crops.points[number], random.random() < 1 / 12
         matrix = align.crop_matrix(five(points), 1)
         reach = 3.0 if wild else 1.0
-        angle = random.uniform(-45, 45) if random.random() < 0.5 else random.normal(0, 8)
+        angle = random.uniform(-45, 45) if random.random() < 0.5 * self.wild else random.normal(0, 6)
         angle = angle * reach if not wild else random.uniform(-180, 180)
         size = np.exp(random.normal(0, 0.09 * reach))
-        shift = random.normal(0, 0.035 * reach, 2)
+        shift = random.normal(0, 0.03 * reach, 2)
         turn = cv2.getRotationMatrix2D((0.5, 0.5), angle, size)
         turn[:, 2] += shift
-        if random.random() < 0.3:  # other proportions, as of other lenses and people
+        if random.random() < 0.3 * self.wild:  # other proportions, as of other lenses and people
             turn[0] *= np.exp(random.normal(0, 0.05))
         whole = np.vstack([matrix, [0, 0, 1]])
         whole = np.vstack([turn, [0, 0, 1]]) @ whole
@@ -128,14 +134,13 @@ class Augmented(IterableDataset):
         border = cv2.BORDER_REPLICATE if random.random() < 0.6 else cv2.BORDER_CONSTANT
         how = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[random.integers(2)]
         image = cv2.warpAffine(crops.images[number], to_pixels, (SIZE, SIZE), flags=how, borderMode=border)
-        image = augment_pixels(cover(image, crops, random), random)
+        image = cover(image, crops, random) if random.random() < 0.35 * self.wild else image
+        image = augment_pixels(image, random, self.wild)
         return image, moved.astype(np.float32), weights * (not wild), 1.0
 
 
 def cover(image: np.ndarray, crops: Crops, random: np.random.Generator) -> np.ndarray:
     """Lay a patch over part of the face: of one colour, of noise, or of another picture."""
-    if random.random() > 0.35:
-        return image
     for _ in range(int(random.integers(1, 4))):
         high, wide = (int(v) for v in random.uniform(8, 56, 2))
         y, x = int(random.uniform(-high / 2, SIZE - high / 2)), int(random.uniform(-wide / 2, SIZE - wide / 2))
@@ -160,35 +165,35 @@ def cover(image: np.ndarray, crops: Crops, random: np.random.Generator) -> np.nd
     return image
 
 
-def augment_pixels(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Light, colour, grey, low resolution, blur, noise and JPEG."""
+def augment_pixels(image: np.ndarray, random: np.random.Generator, wild: float) -> np.ndarray:
+    """Light, colour, grey, low resolution, blur, noise and JPEG; `wild` scales how often."""
     image = cv2.resize(image, (SIZE, SIZE)) if image.shape[:2] != (SIZE, SIZE) else image
-    if random.random() < 0.3:
+    if random.random() < 0.3 * wild:
         side = int(random.uniform(20, 100))
         small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
         image = cv2.resize(small, (SIZE, SIZE), interpolation=(cv2.INTER_LINEAR, cv2.INTER_CUBIC)[random.integers(2)])
-    if random.random() < 0.2:
+    if random.random() < 0.2 * wild:
         image = cv2.GaussianBlur(image, (0, 0), float(random.uniform(0.4, 3)))
-    if random.random() < 0.1:
+    if random.random() < 0.1 * wild:
         length = int(random.integers(3, 12))
         kernel = np.zeros((length, length), np.float32)
         cv2.line(kernel, (0, int(random.integers(length))), (length - 1, int(random.integers(length))), (1.0,))
         image = cv2.filter2D(image, -1, kernel / kernel.sum())
     pixels = image.astype(np.float32)
-    if random.random() < 0.25:
+    if random.random() < 0.25 * wild:
         pixels = np.repeat(pixels @ np.array([0.299, 0.587, 0.114], np.float32)[..., None], 3, 2)
     gain = np.exp(random.normal(0, 0.22)) * np.exp(random.normal(0, 0.09, 3) * (random.random() < 0.7))
     pixels = (pixels - 128) * np.exp(random.normal(0, 0.2)) + 128 + random.normal(0, 15)
     pixels = pixels * gain.astype(np.float32)
-    if random.random() < 0.25:  # light from one side
+    if random.random() < 0.25 * wild:  # light from one side
         angle = random.uniform(0, 2 * np.pi)
         y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
         ramp = np.exp(random.normal(0, 0.5) * (x * np.cos(angle) + y * np.sin(angle)))
         pixels = pixels * ramp[..., None].astype(np.float32)
-    if random.random() < 0.3:
+    if random.random() < 0.3 * wild:
         pixels = pixels + random.normal(0, random.uniform(1, 14), pixels.shape).astype(np.float32)
     image = np.clip(pixels, 0, 255).astype(np.uint8)
-    if random.random() < 0.3:
+    if random.random() < 0.3 * wild:
         quality = int(random.uniform(12, 85))
         image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
     return image
@@ -207,7 +212,7 @@ def train(taught: Crops, held: Crops, actors: Crops, nothing: list[np.ndarray], 
     averaged = torch.optim.swa_utils.AveragedModel(
         network, avg_fn=lambda old, new, count: torch.lerp(old, new, 1 - min(0.998, (1 + int(count)) / (10 + int(count))))
     )
-    data = Augmented(taught, actors, nothing, options.batch, options.seed)
+    data = Augmented(taught, actors, nothing, options.batch, options.seed, 60 * options.minutes)
     loader = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
     started, step, told = time.monotonic(), 0, time.monotonic()
     errors = []
