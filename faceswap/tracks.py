@@ -38,6 +38,7 @@ SAME_PLACE = 0.4  # least overlap (IoU) of a followed face and a detected one
 ONE_FACE = 0.6  # two followed faces that overlap more are one
 GROWTH = 1.4  # most that a face's size changes from a frame to the next
 FLOW, FLOW_ERROR = 64, 1.0  # px: a face's side where its flow is measured; error there and back of a point that counts
+SURER = 2  # by how much doubt shrinks about a face whose landmarks never fit
 UNSEEN = 6  # key frames in a row on which a detector may miss a face that is followed well
 LENIENT = 0.9  # smaller faces, by this factor, are looked for: a track counts if it is large enough somewhere
 PORTRAIT, PORTRAITS = 160, 5  # px and number of the pictures that tell who a track is
@@ -238,19 +239,23 @@ class _Tracker:
 
     def footage(self) -> Footage:
         """The tracks that hold, numbered in the order of their appearance."""
-        least, sure = self.recipe.min_size, self.recipe.threshold
-        kept = [
-            track
-            for track in self.tracks
-            if max(face.side for face in track.faces.values()) >= least
-            and max(face.probability for face in track.faces.values()) >= sure
-        ]
+        kept = [track for track in self.tracks if self._holds(track)]
         kept.sort(key=lambda track: (track.span[0], -track.faces[track.span[0]].side))
         for number, track in enumerate(kept):
             track.number = number
             track.faces = {index: replace(track.faces[index], track=number) for index in sorted(track.faces)}
             smooth(track, self.recipe.smooth, self.recipe.every)
         return Footage(kept, self.frames, self.detected, self.shot + 1)
+
+    def _holds(self, track: Track) -> bool:
+        """Whether a track is a face that is wanted: large and sure enough somewhere. Where landmarks never fit it must
+        be surer: so are profiles, and plants and hands are not."""
+        faces = track.faces.values()
+        doubt = 1 - self.recipe.threshold
+        if all(face.landmarks is None for face in faces):
+            doubt /= SURER
+        large = max(face.side for face in faces) >= self.recipe.min_size
+        return large and max(face.probability for face in faces) >= 1 - doubt
 
     def _follow(self, look: _Look, active: Sequence[_Active]) -> list[tuple[_Active, Face]]:
         """The active tracks that are found in this frame, with their faces; `look` is taken over by the track."""

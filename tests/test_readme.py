@@ -26,7 +26,7 @@ def test_every_command_line_in_it_parses() -> None:
         command = main.commands[words.pop(0)]
         while isinstance(command, click.Group):
             command = command.commands[words.pop(0)]
-        context = click.Context(command, info_name=command.name)
+        context = click.Context(command, info_name=command.name, **main.context_settings)  # click keeps what it is told
         command.parse_args(context, list(words))  # UsageError if an option is missing or unknown
 
 

@@ -100,7 +100,7 @@ class Augmented(IterableDataset):
                     if not order:
                         order = list(random.permutation(len(self.taught.images)))
                     rows.append(self.face(self.taught, order.pop(), random))
-            images, points, weights, most = zip(*rows)
+            images, points, weights, most = zip(*rows, strict=True)
             pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
             yield (
                 pixels,
@@ -210,7 +210,8 @@ def train(taught: Crops, held: Crops, actors: Crops, nothing: list[np.ndarray], 
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.02)
     averaged = torch.optim.swa_utils.AveragedModel(
-        network, avg_fn=lambda old, new, count: torch.lerp(old, new, 1 - min(0.998, (1 + int(count)) / (10 + int(count))))
+        network,
+        avg_fn=lambda old, new, count: torch.lerp(old, new, 1 - min(0.998, (1 + int(count)) / (10 + int(count)))),
     )
     data = Augmented(taught, actors, nothing, options.batch, options.seed, 60 * options.minutes)
     loader = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
@@ -244,8 +245,8 @@ def train(taught: Crops, held: Crops, actors: Crops, nothing: list[np.ndarray], 
             calibrate(averaged.module, loader)
             measured = evaluate(averaged.module, held, 100)
             print(
-                f"{(told - started) / 60:.1f} min, {step * options.batch} faces, training {100 * np.mean(errors):.2f} %, "
-                f"held out {measured['error']:.2f} %",
+                f"{(told - started) / 60:.1f} min, {step * options.batch} faces, "
+                f"training {100 * np.mean(errors):.2f} %, held out {measured['error']:.2f} %",
                 flush=True,
             )
             errors = []
@@ -281,7 +282,8 @@ def evaluate(network: Network, held: Crops, most: int | None = None) -> dict[str
     """
     network.eval()
     random, first, second, fits = np.random.default_rng(0), [], [], []
-    for image, points in list(zip(held.images, held.points))[:: 1 if most is None else max(1, len(held.images) // most)]:
+    chosen = range(0, len(held.images), 1 if most is None else max(1, len(held.images) // most))
+    for image, points in ((held.images[number], held.points[number]) for number in chosen):
         eyes = float(eye_distance(points))
         where = five(points) + random.normal(0, 0.05 * eyes, (5, 2))
         for errors in (first, second):
@@ -321,7 +323,11 @@ def main() -> None:
     taught, held = read_taught(options.data)
     actors = read_actors(options.actors) if options.actors else Crops()
     nothing = read_nothing(options.nothing) if options.nothing else []
-    print(f"{len(taught.images)} faces, {len(held.images)} held out, {len(actors.images)} of actors, {len(nothing)} of nothing")
+    print(
+        f"{len(taught.images)} faces, {len(held.images)} held out, "
+        f"{len(actors.images)} of actors, {len(nothing)} of nothing",
+        flush=True,
+    )
     train(taught, held, actors, nothing, options)
 
 
