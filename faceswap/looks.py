@@ -295,10 +295,10 @@ def info_text(found: Info) -> str:
     lines = [f"{found.faceset}: {found.faces} faces of {sides} px, {found.bytes / 1e6:.1f} MB; {many}"]
     lines += [f"{count:8} from {source}" for source, count in found.sources.items()]
     extents = {"size in the frame, px": found.size, "sharpness": found.sharpness, "brightness": found.brightness}
-    extents[f"fit of {found.landmarks} landmarks"] = found.fit
-    lines += ["", f"{'':28}{'smallest':>10}{'median':>10}{'largest':>10}"]
+    extents[f"fit of the landmarks ({found.landmarks} faces)"] = found.fit
+    lines += ["", f"{'':36}{'smallest':>10}{'median':>10}{'largest':>10}"]
     lines += [
-        f"{name:28}" + "".join(f"{value:10.4g}" for value in extent) for name, extent in extents.items() if extent
+        f"{name:36}" + "".join(f"{value:10.4g}" for value in extent) for name, extent in extents.items() if extent
     ]
     if any(track.track is not None for track in found.tracks):
         lines += ["", f"{'track':>8}{'faces':>8}{'size':>8}  time"]

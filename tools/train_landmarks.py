@@ -27,6 +27,15 @@ INNER = np.arange(17, 68)  # of an actor the contour is not the mesh's
 FINE = np.concatenate([np.arange(36, 68), landmarks.EYE_LEFT, landmarks.EYE_RIGHT, landmarks.LIPS, landmarks.MOUTH])
 
 
+PARTS = {
+    "contour": landmarks.CONTOUR,
+    "brows": np.concatenate([landmarks.BROW_LEFT, landmarks.BROW_RIGHT]),
+    "eyes": np.concatenate([landmarks.EYE_LEFT, landmarks.EYE_RIGHT, landmarks.IRIS_LEFT, landmarks.IRIS_RIGHT]),
+    "nose": landmarks.NOSE,
+    "lips": np.concatenate([landmarks.LIPS, landmarks.MOUTH]),
+}
+
+
 class Crops:
     """Pictures (H, W, 3) uint8 RGB with points (152, 2) in their pixels, and the weight of each point."""
 
@@ -281,7 +290,8 @@ def evaluate(network: Network, held: Crops, most: int | None = None) -> dict[str
     are), and then again from what was found.
     """
     network.eval()
-    random, first, second, fits = np.random.default_rng(0), [], [], []
+    random, first, second, fits, corners = np.random.default_rng(0), [], [], [], []
+    parts: dict[str, list[float]] = {name: [] for name in PARTS}
     chosen = range(0, len(held.images), 1 if most is None else max(1, len(held.images) // most))
     for image, points in ((held.images[number], held.points[number]) for number in chosen):
         eyes = float(eye_distance(points))
@@ -294,6 +304,10 @@ def evaluate(network: Network, held: Crops, most: int | None = None) -> dict[str
             found = align.apply(align.invert(matrix), drawn[0].numpy() * SIZE)
             errors.append(100 * np.linalg.norm(found - points, axis=1).mean() / eyes)
             where = five(found)
+        apart = 100 * np.linalg.norm(found - points, axis=1) / eyes
+        for name, part in PARTS.items():
+            parts[name].append(float(apart[part].mean()))
+        corners.append(apart.mean() * eyes / np.linalg.norm(points[36] - points[45]))
         fits.append(float(torch.sigmoid(logit)))
     network.train()
     expected = -5 * np.log2(np.array(fits))
@@ -304,6 +318,8 @@ def evaluate(network: Network, held: Crops, most: int | None = None) -> dict[str
         "worst_twentieth": float(np.percentile(second, 95)),
         "correlation_of_fit": float(np.corrcoef(expected, second)[0, 1]),
         "expected_by_fit": float(np.mean(expected)),
+        "error_by_outer_corners": float(np.mean(corners)),
+        **{f"error_{name}": float(np.mean(values)) for name, values in parts.items()},
     }
 
 
@@ -311,6 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--evaluate", action="store_true", help="only measure the weights in OUT, on what is held out")
     parser.add_argument("--actors", type=Path)
     parser.add_argument("--nothing", type=Path)
     parser.add_argument("--start", type=Path, help="weights to go on from")
@@ -321,6 +338,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     taught, held = read_taught(options.data)
+    if options.evaluate:
+        print(json.dumps(evaluate(landmarks.load(options.out), held), indent=1))
+        return
     actors = read_actors(options.actors) if options.actors else Crops()
     nothing = read_nothing(options.nothing) if options.nothing else []
     print(
