@@ -267,6 +267,12 @@ def other_track(faces: Faces, limits: Limits, left: Mask, notes: list[str]) -> E
     if missing:
         known = ", ".join(map(str, sorted(t for t in there if t is not None))) or "none"
         raise UsageError(f"{faces.folder}: has no track {missing[0]}, but {known}; look with faceset sheet")
+    for number in limits.tracks:
+        videos = {place.input: place.source for place in faces.places if place.track == number}
+        if len(videos) > 1:  # each input counts its tracks from 0
+            raise UsageError(
+                f"{faces.folder}: track {number} is in {' and in '.join(list(videos.values())[:2])}; extract them apart"
+            )
     return np.array([place.track not in limits.tracks for place in faces.places])
 
 

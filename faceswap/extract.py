@@ -18,9 +18,11 @@ from faceswap.config import ExtractRecipe
 from faceswap.detectors import Face
 from faceswap.errors import FacesetError, UsageError
 from faceswap.faceset import FaceMeta, refuse_foreign, write_face
-from faceswap.tracks import Track
+from faceswap.tracks import Footage, Track
 from faceswap.video import frame_count, read_frames
 from faceswap.who import Finder, Who, described
+
+MOST_WAITING = 16  # faces, with their frames, that wait to be written
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def extract(
     found: list[Track] = []
     with files.whole_folder(out, overwrite=overwrite) as folder:
         for number, (path, name) in enumerate(zip(inputs, names, strict=True)):
-            footage, wanted = find(path)
+            footage, wanted = _of_whom(find, path, alone=len(inputs) == 1)
             if not footage.tracks:
                 console.warn(f"{path}: no face found in {footage.frames} frames")
             count_ = f"{len(footage.tracks)} tracks in {footage.shots} shots"
@@ -88,6 +90,18 @@ def extract(
     return Report(out, frames, faces, empty, len(chosen), len(found), detected, before, after, seconds)
 
 
+def _of_whom(find: Finder, path: Path, *, alone: bool) -> tuple[Footage, list[Track]]:
+    """What was found in footage, and the tracks of who was asked for; of several inputs one may be without them."""
+    footage = find.follow(path)
+    try:
+        return footage, find.choose(footage, path)
+    except UsageError as error:
+        if alone:
+            raise
+        console.warn(str(error))
+        return footage, []
+
+
 def _write(
     path: Path, stem: Path, number: int, by_frame: Mapping[int, list[Face]], recipe: ExtractRecipe
 ) -> Iterator[int]:
@@ -101,7 +115,7 @@ def _write(
                 meta = meta_of(face, frame.source.name, frame.index, float(frame.time), rank, number, recipe)
                 target = stem.with_name(f"{stem.name}_{frame.index:06d}_{rank}.{recipe.format}")
                 waiting.append(pool.submit(_write_one, target, frame.image, meta))
-                if len(waiting) > 4 * (os.cpu_count() or 1):
+                if len(waiting) > min(2 * (os.cpu_count() or 1), MOST_WAITING):
                     waiting.popleft().result()
             yield len(chosen)
         for job in waiting:

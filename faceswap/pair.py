@@ -11,7 +11,7 @@ from faceswap.config import Recipe
 from faceswap.devices import resolve
 from faceswap.errors import CheckpointError, UsageError
 from faceswap.video import check_name, probe
-from faceswap.who import LARGEST, Who
+from faceswap.who import LARGEST, Finder, Who
 
 DEFAULT_MINUTES = 20.0
 NOTE = "work.json"  # in a work folder: what it was made from
@@ -48,6 +48,9 @@ def swap_pair(
         recipe = recipe.changed(train={"minutes": DEFAULT_MINUTES})
     recipe, place = prepared(recipe), resolve(device)
     whose = {"source": LARGEST, "target": LARGEST} | dict(who or {})
+    for name in whose:
+        if whose[name].references and not (work / name).exists():
+            Finder(recipe.extract, str(place), whose[name])  # a wrong reference is said before the work begins
     _claim(work, {"source": source, "target": target}, recipe, whose)
     facesets, extraction = {"source": work / "source", "target": work / "target"}, {}
     for (name, faceset), path in zip(facesets.items(), (source, target), strict=True):
@@ -101,19 +104,22 @@ def _base(recipe: Recipe, run: Path) -> Path | None:
 
 def _claim(work: Path, videos: dict[str, Path], recipe: Recipe, whose: Mapping[str, Who]) -> None:
     """Make the work folder, or check that it was made from the same videos with the same extraction."""
-    made_from: dict[str, Any] = {"extract": recipe.extract.model_dump(exclude={"batch"})}
-    made_from["person"] = {name: who.to_json() for name, who in whose.items()}
+    how = recipe.extract.model_dump(exclude={"batch"})
+    made_from: dict[str, Any] = {}
     for name, path in videos.items():
         probe(path)
         facts = path.stat()
         made_from[name] = {"file": str(path.resolve()), "bytes": facts.st_size, "modified": facts.st_mtime}
+        made_from[f"extraction of the {name}"] = how | {"who": whose[name].to_json()}
     note = work / NOTE
     if note.exists():
         try:
             known = dict(json.loads(note.read_text()))
         except (ValueError, TypeError):
             raise CheckpointError(f"{note}: damaged; choose another --work or delete the folder {work}") from None
-        changed = [name for name, value in made_from.items() if known.get(name) != value]
+        # What was not extracted yet may still be asked for otherwise.
+        kept = [key for key in made_from for name in videos if name in key and (work / name).exists()]
+        changed = [name for name in kept if known.get(name) != made_from[name]]
         if changed:
             what = " and another ".join(changed)
             raise UsageError(f"{work}: made from another {what}; choose another --work, or delete that folder")

@@ -123,8 +123,9 @@ def merge(
 
 def bound(face: Face, matrix: align.Matrix, size: int) -> NDArray[np.float32]:
     """The mask (size, size) float32 in [0, 1] that a face may fill in its crop: the user's own, or by its landmarks."""
-    if face.mask is not None:
-        return np.asarray(align.resize(face.mask[..., None], size), np.float32).reshape(size, size).clip(0, 1)
+    own = None if face.mask is None else read_mask(face.mask, size)
+    if own is not None:
+        return own
     return face_mask(align.apply(matrix, face.outline), size)
 
 
@@ -143,6 +144,12 @@ def recalling(folder: Path, video: Path) -> FoundFaces:
         raise FacesetError(f"{folder}: holds faces of several files called {video.name}; extract that video alone")
     for entry in entries:
         found.setdefault(entry.meta.frame, []).append(recalled(entry))
+    steps = np.diff(sorted(found))
+    if len(steps) and steps.min() > 1:
+        console.warn(
+            f"{folder}: holds faces of every {steps.min()}th frame at most, the others are not swapped and the result "
+            "flickers; extract without --every"
+        )
     if not found:
         raise FacesetError(f"{folder}: holds no face of {video.name}; extract that video, or leave out --faces")
     return found
@@ -159,7 +166,7 @@ def recalled(entry: Entry) -> Face:
         meta.fit,
         meta.track,
         np.array(meta.matrix, np.float64) / meta.size,
-        read_mask(entry.path),
+        entry.path if read_mask(entry.path) is not None else None,  # a damaged one is said now
     )
 
 

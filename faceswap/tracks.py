@@ -39,6 +39,7 @@ ONE_FACE = 0.6  # two followed faces that overlap more are one
 GROWTH = 1.4  # most that a face's size changes from a frame to the next
 FLOW, FLOW_ERROR = 64, 1.0  # px: a face's side where its flow is measured; error there and back of a point that counts
 SURER = 2  # by how much doubt shrinks about a face whose landmarks never fit
+MOST_AHEAD = 24  # frames that are read before it is their turn
 UNSEEN = 6  # key frames in a row on which a detector may miss a face that is followed well
 LENIENT = 0.9  # smaller faces, by this factor, are looked for: a track counts if it is large enough somewhere
 PORTRAIT, PORTRAITS = 160, 5  # px and number of the pictures that tell who a track is
@@ -96,11 +97,12 @@ def follow(
     *,
     portraits: bool = False,  # keep pictures of each track, to tell who it is
 ) -> Footage:
-    """The tracks in footage, smoothed. Frames without order (a folder of photos) are all cuts: each is looked at."""
+    """The tracks in footage, smoothed. In a folder of images, which may have no order, the detector looks at each."""
     tracker = _Tracker(detector, landmarker, recipe, portraits)
     workers = max(1, min(os.cpu_count() or 1, recipe.batch))
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
-        for look in _ahead(_looks(frames, detector, recipe, pool), recipe.key_every * workers + 1):
+        depth = min(-(-recipe.key_every // recipe.every) * workers + 1, MOST_AHEAD)
+        for look in _ahead(_looks(frames, detector, recipe, pool), depth):
             tracker.step(look)
         tracker.end()
     return tracker.footage()
@@ -153,8 +155,9 @@ def _looks(
     for frame in frames:
         image = align.as_uint8(frame.image)
         small = cv2.resize(image, (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32)
-        cut = before is None or before[1] != image.shape or _is_cut(before[2], small, photos=before[0] != frame.source)
-        due = cut or key is None or frame.index - key >= recipe.key_every
+        photos = before is not None and before[0] != frame.source
+        cut = before is None or before[1] != image.shape or _is_cut(before[2], small, photos=photos)
+        due = cut or photos or key is None or frame.index - key >= recipe.key_every
         if due:
             key = frame.index
         yield _Look(frame.index, image, cut, pool.submit(detector, [image]) if due else None)
@@ -206,7 +209,7 @@ class _Tracker:
         self.lost: list[_Active] = []
         self.past: list[_Look] = []  # frames since the last key frame
         self.recent: deque[_Look] = deque(maxlen=recipe.gap + recipe.key_every + 1)
-        self.frames = self.detected = 0
+        self.frames = self.detected = self.begun = 0
         self.shot = -1
 
     def step(self, look: _Look) -> None:
@@ -284,7 +287,7 @@ class _Tracker:
     def _distinct(alive: Sequence[tuple[_Active, Face]]) -> list[tuple[_Active, Face]]:
         """Without tracks that ran onto the face of another: the older stays."""
         kept: list[tuple[_Active, Face]] = []
-        for one, face in sorted(alive, key=lambda pair: pair[0].track.span[0]):
+        for one, face in sorted(alive, key=lambda pair: pair[0].track.number):
             if all(overlap(face.box, other.box) < ONE_FACE for _, other in kept):
                 kept.append((one, face))
         return kept
@@ -303,13 +306,14 @@ class _Tracker:
         for row, column in pairs:
             self._confirm(self.active[row], look, detected[column])
         seen, taken = {row for row, _ in pairs}, {column for _, column in pairs}
+        due = look.detection is not None  # and not looked at for the sake of another face
         for row, one in enumerate(self.active):
-            one.unseen = 0 if row in seen else one.unseen + 1
-            if one.unseen and one.face.landmarks is None:  # only the flow says that there is a face
+            one.unseen = 0 if row in seen else one.unseen + due
+            if row not in seen and one.face.landmarks is None:  # only the flow says that there is a face
                 del one.track.faces[look.index]
                 one.index = max(one.track.faces)
                 one.face, one.unseen = one.track.faces[one.index], UNSEEN + 1
-                self.lost.append(one)
+        self.lost += [one for one in self.active if one.unseen > UNSEEN]
         self.active = [one for one in self.active if one.unseen <= UNSEEN]
         fresh = [face for column, face in enumerate(detected) if column not in taken]
         marks = self.landmarker([look.image] * len(fresh), [face.points for face in fresh], passes=2)
@@ -326,8 +330,8 @@ class _Tracker:
         face = replace(one.face, box=found.box, probability=found.probability)
         if face.landmarks is None:
             (marks,) = self.landmarker([look.image], [found.points], passes=2)
-            one.look = marks.look
             face = self._with(found, marks)
+            one.look = marks.look if face.landmarks is not None else look_at(look.image, face.points)
         self._extend(one, look, face)
 
     def _with(self, face: Face, marks: Landmarks) -> Face:
@@ -341,7 +345,9 @@ class _Tracker:
         face = self._with(face, marks)
         if any(overlap(face.box, one.face.box) > ONE_FACE for one in self.active):
             return
-        one = _Active(Track(len(self.tracks), self.shot), face, marks.look, look.index, look.image)
+        where = marks.look if face.landmarks is not None else look_at(look.image, face.points)
+        one = _Active(Track(self.begun, self.shot), face, where, look.index, look.image)
+        self.begun += 1
         self.tracks.append(one.track)
         self.active.append(one)
         self._extend(one, look, face)
@@ -352,7 +358,9 @@ class _Tracker:
         reach = self.recipe.every * (self.recipe.gap + 1)
         for other in sorted(self.lost, key=lambda other: -other.index):
             near = start.index - other.index <= reach and overlap(other.face.box, start.face.box) > SAME_PLACE / 2
-            if near and _alike(other.look, start.look) >= LOOKALIKE:
+            both = (old for index, old in other.track.faces.items() if index in one.track.faces)
+            two = any(face.landmarks is not None for face in both)  # both were seen at once; flow alone may have erred
+            if near and not two and _alike(other.look, start.look) >= LOOKALIKE:
                 self.lost = [left for left in self.lost if left is not other]
                 self.tracks.remove(one.track)
                 other.track.faces |= one.track.faces
@@ -367,6 +375,8 @@ class _Tracker:
         for look in self.recent:
             if before.index < look.index < after.index:
                 face = _between(before.face, after.face, (look.index - before.index) / (after.index - before.index))
+                if self._is_taken(look.index, face, before.track):
+                    continue
                 if _alike(look_at(look.image, face.points), known) >= LOOKALIKE:
                     before.track.faces[look.index] = face
                     before.track.filled.add(look.index)
@@ -376,13 +386,17 @@ class _Tracker:
         here = replace(one)
         for look in reversed(self.past):
             found = self._follow(look, [here])
-            others = [track.faces.get(look.index) for track in self.tracks if track is not one.track]
             if not found or (found[0][1].landmarks is None) != (one.face.landmarks is None):
                 break  # there is nobody yet
-            if any(o is not None and overlap(found[0][1].box, o.box) > SAME_PLACE for o in others):
+            if self._is_taken(look.index, found[0][1], one.track):
                 break
             self._extend(here, look, found[0][1])
         return here
+
+    def _is_taken(self, index: int, face: Face, mine: Track) -> bool:
+        """Whether another track has a face there."""
+        others = (track.faces.get(index) for track in self.tracks if track is not mine)
+        return any(other is not None and overlap(face.box, other.box) > SAME_PLACE for other in others)
 
     def _portray(self, one: _Active, look: _Look) -> None:
         worth = one.face.side * max(one.face.fit, 0.01) * one.face.probability

@@ -5,7 +5,7 @@ which of the two was used is always said.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from faceswap.landmarks import Landmarker
 from faceswap.tracks import PORTRAIT, Footage, Track, overlap
 from faceswap.video import frame_count, is_image, read_frames
 
+SHARED = 0.05  # of its frames a track may share with another of the same person
+PICTURES = 50  # that tell who a reference is
 EVERY = 10  # frames of a reference that is a video
 INSTALL = "pip install 'faceswap[identity]' brings a face embedder"
 
@@ -58,9 +60,12 @@ EVERYONE, LARGEST = Who(), Who(largest=True)
 class Chooser:
     """Chooses tracks. Made before the work begins, so that a wrong reference is said at once."""
 
-    def __init__(self, who: Who, detector: Detector, landmarker: Landmarker) -> None:
+    def __init__(self, who: Who, detector: Detector, landmarker: Landmarker, min_fit: float = 0.0) -> None:
         """`FacesetError` for a reference without a face, `UsageError` for one that cannot be used here."""
         self.who = who
+        for path in who.references:
+            if not path.exists():
+                raise UsageError(f"{path}: no such file; give a picture of the person as reference")
         self.embedder = embedding.find_embedder() if who.needs_portraits else None
         self.metas = [faceset.read_meta(path) if path.is_file() else None for path in who.references]
         self.known: NDArray[np.float32] | None = None
@@ -70,7 +75,7 @@ class Chooser:
             pictures = [
                 picture
                 for path, meta in zip(who.references, self.metas, strict=True)
-                for picture in _pictures(path, meta, detector, landmarker)
+                for picture in _pictures(path, meta, detector, landmarker, min_fit)
             ]
             self.known = self.embedder(pictures)
         elif any(meta is None for meta in self.metas):
@@ -124,13 +129,16 @@ class Chooser:
         chosen = []
         for path, meta in zip(self.who.references, self.metas, strict=True):
             assert meta is not None
-            if meta.source != video.name:
+            if meta.source != video.name and not (video / meta.source).exists():
                 raise UsageError(
                     f"{path}: was taken from {meta.source}, not from {video.name}, and no face embedder works here; "
                     f"{INSTALL}, or choose by looking: --track N"
                 )
-            faces = {track.number: track.faces.get(meta.frame) for track in tracks}
-            shared = {number: overlap(face.box, np.array(meta.box)) for number, face in faces.items() if face}
+            shared: dict[int, float] = {}
+            for track in tracks:
+                index = min(track.faces, key=lambda index: abs(index - meta.frame))
+                if abs(index - meta.frame) <= EVERY:  # extraction may have looked at other frames
+                    shared[track.number] = overlap(track.faces[index].box, np.array(meta.box))
             best = max(shared, key=lambda number: shared[number], default=None)
             if best is None or shared[best] < 0.3:
                 raise UsageError(f"{path}: no track of {video.name} has a face there now; choose with --track N")
@@ -149,7 +157,7 @@ class Chooser:
         if self.embedder is not None and main.portraits:
             known = self.embedder([picture for _, picture in main.portraits])
             apart = self._distances(others, known)
-            others = [track for track, distance in zip(others, apart, strict=True) if distance <= self.embedder.other]
+            others = [others[i] for i in np.argsort(apart) if apart[i] <= self.embedder.other]
             how = f"by face embedding ({self.embedder.name})"
         chosen = one_at_a_time([main, *others])
         console.say(
@@ -168,12 +176,16 @@ class Chooser:
 
 
 def one_at_a_time(tracks: Sequence[Track]) -> list[Track]:
-    """Those of the tracks, the first ones first, that share no frame: one person is in one place. By number."""
+    """Those of the tracks, the first ones first, that share no frame: one person is in one place. By number.
+
+    A track that shares but a few frames gives these up.
+    """
     chosen: list[Track] = []
     taken: set[int] = set()
     for track in tracks:
-        if taken.isdisjoint(track.faces):
-            chosen.append(track)
+        free = {index: face for index, face in track.faces.items() if index not in taken}
+        if len(free) >= (1 - SHARED) * len(track.faces):
+            chosen.append(replace(track, faces=free))
             taken |= track.faces.keys()
     return sorted(chosen, key=lambda track: track.number)
 
@@ -184,19 +196,26 @@ def described(tracks: Sequence[Track]) -> str:
     return ", ".join(parts) + (", ..." if len(tracks) > 12 else "")
 
 
-def _pictures(path: Path, meta: FaceMeta | None, detector: Detector, landmarker: Landmarker) -> list[NDArray[np.uint8]]:
+def _pictures(
+    path: Path, meta: FaceMeta | None, detector: Detector, landmarker: Landmarker, min_fit: float
+) -> list[NDArray[np.uint8]]:
     """Canonical crops of a reference: of a face image of ours as it is, else of the largest face in each picture."""
     if meta is not None:
         return [align.as_uint8(faceset.read_image(path, PORTRAIT))]
-    found = []
+    found: list[NDArray[np.uint8]] = []
+    several = 0
     for frame in read_frames(path, every=1 if path.is_dir() or is_image(path) else EVERY):
         image = align.as_uint8(frame.image)
         faces = detector([image])[0]
-        if len(faces) > 1:
-            console.warn(f"{frame.source}: {len(faces)} faces in the reference, the largest is taken")
+        several += len(faces) > 1
         for face in faces[:1]:
             marks = landmarker([image], [face.points], passes=2)[0]
-            found.append(align.as_uint8(align.crop(image, align.crop_matrix(marks.five, PORTRAIT), PORTRAIT)))
+            points = marks.five if marks.fit >= min_fit else face.points
+            found.append(align.as_uint8(align.crop(image, align.crop_matrix(points, PORTRAIT), PORTRAIT)))
+        if len(found) == PICTURES:
+            break
+    if several:
+        console.warn(f"{path}: several faces in {several} pictures of the reference, the largest is taken")
     if not found:
         raise FacesetError(f"{path}: no face found in the reference; give a picture that shows it large and clear")
     return found
@@ -213,15 +232,19 @@ class Finder:
         threshold = recipe.threshold * tracks.LENIENT
         self.detector = detectors.build(recipe.detector, threshold=threshold, min_size=smallest, device=device)
         self.landmarker = Landmarker(device)
-        self.choose = Chooser(self.who, self.detector, self.landmarker)
+        self.choose = Chooser(self.who, self.detector, self.landmarker, recipe.min_fit)
 
     def __call__(self, path: Path) -> tuple[Footage, list[Track]]:
         """All that was found in footage, and the tracks that were chosen of it."""
+        footage = self.follow(path)
+        return footage, self.choose(footage, path)
+
+    def follow(self, path: Path) -> Footage:
+        """All that was found in footage."""
         total = frame_count(path)
         wanted = None if total is None else -(-total // self.recipe.every)
         frames = console.track(
             read_frames(path, every=self.recipe.every), f"looking for faces in {path.name}", wanted, "frames"
         )
         portraits = self.who.needs_portraits
-        footage = tracks.follow(frames, self.detector, self.landmarker, self.recipe, portraits=portraits)
-        return footage, self.choose(footage, path)
+        return tracks.follow(frames, self.detector, self.landmarker, self.recipe, portraits=portraits)

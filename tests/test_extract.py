@@ -14,6 +14,7 @@ from faceswap import align, extract, faceset
 from faceswap.config import ExtractRecipe
 from faceswap.errors import FacesetError, MediaError, OutputExistsError, UsageError
 from faceswap.faceset import Faceset
+from faceswap.who import Who
 
 SMALL = ExtractRecipe(size=64, min_size=40)
 EMPTY = np.full((160, 160, 3), footage.BACKGROUND, np.uint8)
@@ -113,6 +114,23 @@ def test_one_input_without_a_face_is_no_failure(single: Path, tmp_path: Path) ->
     wall = photo(tmp_path / "in" / "wall.png", EMPTY)
     report = extract.extract([wall, single], tmp_path / "out", SMALL)
     assert (report.frames, report.faces, report.frames_without_face) == (2, 1, 1)
+
+
+def test_an_input_without_the_person_asked_for_is_said_and_the_others_are_kept(
+    single: Path, clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("faceswap.console.warn", said.append)
+    monkeypatch.setattr("faceswap.embedding.find_embedder", lambda: None)
+    extract.extract([clips["source"]], tmp_path / "all", SMALL)
+    who = Who(references=(min((tmp_path / "all").iterdir()),))
+    report = extract.extract([single, clips["source"]], tmp_path / "out", SMALL, who=who)
+    assert (report.faces, report.tracks, report.tracks_found) == (16, 1, 2)
+    assert any("was taken from source.mp4, not from me.png" in line for line in said)
+    with pytest.raises(UsageError, match=r"was taken from source.mp4"):
+        extract.extract([single], tmp_path / "alone", SMALL, who=who)
+    with pytest.raises(UsageError, match="--track names a track of one input"):
+        extract.extract([single, clips["source"]], tmp_path / "two", SMALL, who=Who(tracks=(0,)))
 
 
 def test_no_input_and_a_missing_input_are_refused(single: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from faceswap.config import ExtractRecipe, MergeRecipe, Recipe, check
 from faceswap.detectors import Face
 from faceswap.errors import CheckpointError, FacesetError, OutputExistsError, UsageError
 from faceswap.video import Frame, probe, read_frames
+from faceswap.who import Who
 
 CPU = torch.device("cpu")
 RECIPE = check(
@@ -190,6 +191,27 @@ def test_two_videos_in_one_out_and_a_second_run_goes_on(
 
     with pytest.raises(UsageError, match=r"made from another source; choose another --work"):
         pair.swap_pair(clips["target"], clips["target"], out, more, device="cpu", overwrite=True)
+
+
+def test_a_first_try_that_failed_binds_nobody(clips: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    with pytest.raises(UsageError, match="no track 9"):
+        pair.swap_pair(clips["source"], clips["target"], out, RECIPE, device="cpu", who={"target": Who(tracks=(9,))})
+    how = RECIPE.changed(train={"images": 8})
+    report = pair.swap_pair(clips["source"], clips["target"], out, how, device="cpu", who={"target": Who(tracks=(0,))})
+    assert report.merge is not None
+    with pytest.raises(UsageError, match="made from another extraction of the target; choose another --work"):
+        pair.swap_pair(clips["source"], clips["target"], out, how, device="cpu", overwrite=True)
+
+
+def test_every_fifth_face_of_a_video_is_said_to_flicker(
+    clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("faceswap.console.warn", said.append)
+    extract.extract([clips["source"]], tmp_path / "faces", ExtractRecipe(size=64, min_size=40, every=5))
+    swap.recalling(tmp_path / "faces", clips["source"])
+    assert any("every 5th frame at most" in line and "extract without --every" in line for line in said)
 
 
 def test_interrupted_training_is_not_merged(

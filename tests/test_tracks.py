@@ -205,6 +205,27 @@ def test_a_long_gap_is_none_of_ours() -> None:
     assert len(World([[] if i == 11 else [p] for i, p in enumerate(walk(30))]).follow(gap=0).tracks) == 2
 
 
+def test_two_faces_seen_at_once_never_become_one_track() -> None:
+    first, second = walk(8, 0, 100, 0.5), [(0, 127.0, 90.0)] * 14  # of one look, side by side
+    world = World([[*first[i : i + 1], *(second[:1] if i >= 6 else [])] for i in range(20)])
+    found = world.follow().tracks
+    assert [sorted(track.faces) for track in found] == [list(range(8)), list(range(6, 20))]
+
+
+def test_every_photo_in_a_folder_is_looked_at(tmp_path: Path) -> None:
+    looked: list[int] = []
+
+    def detector(images: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
+        looked.append(1)
+        return [[] for _ in images]
+
+    for number in range(7):  # as alike as a photo booth's
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((90, 90, 3), 100 + number, np.uint8))
+    anyone: Any = World([]).landmarker
+    tracks.follow(read_frames(tmp_path), detector, anyone, RECIPE)
+    assert len(looked) == 7
+
+
 def test_an_empty_frame_stays_empty() -> None:
     world = World([[] if i in (11, 12) else [place] for i, place in enumerate(walk(30, speed=1))])
     (track,) = world.follow().tracks  # one track all the same

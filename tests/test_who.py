@@ -154,9 +154,20 @@ def test_a_photo_is_searched_for_the_largest_face(embedder: None, said: list[str
     small, large = (next(iter(track(0, range(1), side=side).faces.values())) for side in (20, 60))
     chooser = Chooser(Who((photo,)), lambda images: [[large, small]], Landmarker())
     assert chooser.known is not None and chooser.known.shape == (1, 1)
-    assert any("2 faces in the reference, the largest is taken" in line for line in said)
+    assert any("several faces in 1 pictures of the reference, the largest is taken" in line for line in said)
     with pytest.raises(FacesetError, match=r"photo.png: no face found in the reference; give a picture"):
         Chooser(Who((photo,)), lambda images: [[]], Landmarker())
+
+
+def test_a_reference_that_is_not_there_is_said_so(nobody_knows: None, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"typo.jpg: no such file; give a picture of the person"):
+        choose(Who((tmp_path / "typo.jpg",)), [track(0, range(5))])
+
+
+def test_a_track_gives_up_the_few_frames_that_it_shares() -> None:
+    first, second = one_at_a_time([track(0, range(100)), track(1, range(98, 190))])
+    assert sorted(first.faces) == list(range(100)) and sorted(second.faces) == list(range(100, 190))
+    assert len(one_at_a_time([track(0, range(100)), track(1, range(90, 130))])) == 1
 
 
 def test_one_person_is_in_one_place() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,7 +31,7 @@ class Face:
     fit: float = 0.0  # of the landmarks, see faceswap.landmarks
     track: int | None = None  # who this is over time
     place: Matrix | None = None  # (2, 3), frame to crop of side 1; None: as the points say
-    mask: NDArray[np.float32] | None = None  # (S, S) in [0, 1], the user's own, in the canonical crop
+    mask: Path | None = None  # the face image beside which the user's own mask lies, see faceset.read_mask
 
     @property
     def side(self) -> float:

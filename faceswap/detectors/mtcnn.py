@@ -35,8 +35,14 @@ class Mtcnn:
             return []
         boxes, points = np.asarray(boxes, np.float32), np.asarray(points, np.float32)
         faces = [Face(b, p, float(q)) for b, p, q in zip(boxes, points, probabilities, strict=True)]
-        wanted = [f for f in faces if f.probability >= self.threshold and f.side >= self.min_size]
+        wanted = [f for f in faces if f.probability >= self.threshold and f.side >= self.min_size and _is_sound(f)]
         return sorted(wanted, key=lambda face: -face.side)
+
+
+def _is_sound(face: Face) -> bool:
+    """Whether a face has points by which it can be cropped: finite, and not all in one place."""
+    spread = np.ptp(face.points, axis=0).max()
+    return bool(np.isfinite(face.points).all() and np.isfinite(face.box).all() and spread > 0.05 * face.side)
 
 
 def build(*, threshold: float, min_size: float, device: str) -> Detector:
