@@ -82,6 +82,23 @@ def crop(image: Image, matrix: Matrix, size: int) -> Image:
     return _warp(image, matrix, (size, size), cv2.BORDER_REPLICATE)
 
 
+def glimpse(image: Image, matrix: Matrix, size: int) -> Image:
+    """A crop like `crop`, four times faster where it shrinks and a little softer or rougher: to look at, not to keep.
+
+    Cells of k x k pixels of the frame are averaged, k = floor(shrink factor), before they are sampled.
+    """
+    cell, where = int(1 / scale_of(matrix)), region(matrix, size, image.shape)
+    if cell < 2 or where is None or min(where[2] - where[0], where[3] - where[1]) < 2 * cell:
+        return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    x0, y0, x1, y1 = where
+    wide, high = (x1 - x0) // cell, (y1 - y0) // cell
+    part = image[y0 : y0 + high * cell, x0 : x0 + wide * cell]
+    small = cv2.resize(part, (wide, high), interpolation=cv2.INTER_AREA)
+    first = np.array([x0, y0]) + (cell - 1) / 2  # where the first cell's centre lies in the frame
+    onto = np.column_stack([matrix[:, :2] * cell, apply(matrix, first[None])[0]])
+    return cv2.warpAffine(small, onto, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
 def _warp(image: Image, matrix: Matrix, shape: tuple[int, int], border: int) -> Image:
     """`image` through `matrix` onto (width, height) pixels. See `crop` for what happens when it shrinks."""
     fine = max(1, int(np.ceil(1 / scale_of(matrix) - 1e-6)))

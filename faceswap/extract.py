@@ -64,7 +64,8 @@ def extract(
         frame_count(path)  # a wrong name is said before the work begins
     if who is not None and who.tracks and len(inputs) > 1:
         raise UsageError(f"--track names a track of one input, found {len(inputs)} inputs; extract them one by one")
-    started, find = time.monotonic(), Finder(recipe, device, who)
+    find = Finder(recipe, device, who)
+    started = time.monotonic()
     faces = frames = empty = detected = 0
     chosen: list[Track] = []
     found: list[Track] = []

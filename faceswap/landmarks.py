@@ -182,9 +182,8 @@ class Landmarker:
     def __init__(self, device: str = "cpu", path: Path | None = None) -> None:
         """`path` is the weight file, by default the one that ships; errors as in `load`."""
         network = load(path or files.shipped("pretrained") / FILE)
-        network.body = _fold(network.body)
         self.device = torch.device(device)
-        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = _Flat(network.to(self.device))
 
     def __call__(
         self,
@@ -206,7 +205,7 @@ class Landmarker:
     @torch.inference_mode()
     def _look(self, images: Sequence[NDArray[Any]], points: Sequence[NDArray[Any]]) -> list[Landmarks]:
         places = [align.crop_matrix(five, SIZE) for five in points]
-        crops = [align.as_uint8(align.crop(image, at, SIZE)) for image, at in zip(images, places, strict=True)]
+        crops = [align.as_uint8(align.glimpse(image, at, SIZE)) for image, at in zip(images, places, strict=True)]
         pixels = torch.from_numpy(np.stack(crops)).to(self.device).permute(0, 3, 1, 2)
         drawn, logits = self.network(pixels.float() / 255)
         found, fits = drawn.cpu().numpy() * SIZE, torch.sigmoid(logits).tolist()
@@ -217,7 +216,7 @@ class Landmarker:
 
 def look_at(image: NDArray[Any], points: NDArray[Any]) -> NDArray[np.float32]:
     """The tiny picture (see `Landmarks.look`) of what lies at a face's five points (5, 2) in `image`."""
-    return _shrunk(align.as_uint8(align.crop(image, align.crop_matrix(points, SIZE), SIZE)))
+    return _shrunk(align.as_uint8(align.glimpse(image, align.crop_matrix(points, SIZE), SIZE)))
 
 
 def _shrunk(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -226,16 +225,43 @@ def _shrunk(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
     return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32).ravel()
 
 
-def _fold(layers: nn.Sequential) -> nn.Sequential:
-    """The layers with each batch norm taken into the convolution before it."""
-    folded: list[nn.Module] = []
-    for layer in layers:
-        if isinstance(layer, _Block):
-            layer.body = _fold(layer.body)
-        if isinstance(layer, nn.BatchNorm2d):
-            conv = folded[-1]
-            assert isinstance(conv, nn.Conv2d)
-            folded[-1] = fuse_conv_bn_eval(conv, layer)
-        else:
-            folded.append(layer)
-    return nn.Sequential(*folded)
+class _Flat:
+    """What a network computes, as one list of steps: batch norms taken into convolutions, no module calls, in place.
+
+    On a CPU, where a face takes five milliseconds, calls and copies are a third of them.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.steps: list[tuple[str, tuple[Any, ...]]] = []
+        self._add(network.body)
+        self.mean, self.head = network.mean, network.head
+
+    def _add(self, layers: nn.Sequential) -> None:
+        parts = list(layers)
+        for layer, after in zip(parts, [*parts[1:], None], strict=True):
+            if isinstance(layer, _Block):
+                self.steps.append(("keep", ()))
+                self._add(layer.body)
+                self.steps.append(("add", ()))
+            elif isinstance(layer, nn.Conv2d):
+                assert isinstance(after, nn.BatchNorm2d)
+                conv = fuse_conv_bn_eval(layer, after)
+                weight = conv.weight.contiguous(memory_format=torch.channels_last)
+                self.steps.append(("conv", (weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)))
+            elif isinstance(layer, nn.ReLU):
+                self.steps.append(("relu", ()))
+
+    def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Network.forward`."""
+        x = kept = crops.contiguous(memory_format=torch.channels_last) * 4 - 2
+        for step, given in self.steps:
+            if step == "conv":
+                x = torch.conv2d(x, *given)
+            elif step == "relu":
+                x = torch.relu_(x)
+            elif step == "keep":
+                kept = x
+            else:
+                x = x.add_(kept)
+        out = self.head(x.flatten(1))
+        return out[:, :-1].unflatten(1, (COUNT, 2)) * 0.1 + self.mean, out[:, -1]

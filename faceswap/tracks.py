@@ -1,8 +1,8 @@
 """Faces over time: found on key frames, followed in between, held still.
 
-A face is looked for with the detector on key frames only: every few frames, on a cut, and where a face that was
-followed is lost. In between, the landmark network looks where the face was in the frame before, which costs a few
-milliseconds a face; where landmarks do not fit, as in profiles, optical flow carries the face to the next key frame.
+A face is looked for with the detector on key frames only, every few frames and on a cut. In between, the landmark
+network looks where the face was in the frame before, which costs a few milliseconds a face; where landmarks do not fit,
+as in profiles, optical flow carries the face to the next key frame.
 A face that a key frame finds anew is followed back to the key frame before. So a track arises: one face in one shot.
 Short gaps in it are filled in; its places are smoothed with a filter that has no lag.
 
@@ -153,8 +153,10 @@ def _looks(
 ) -> Iterator[_Look]:
     before, key = None, None
     for frame in frames:
-        image = align.as_uint8(frame.image)
-        small = cv2.resize(image, (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32)
+        image = align.as_uint8(frame.draft)
+        step = max(1, image.shape[1] // 96)
+        small = cv2.resize(np.ascontiguousarray(image[::step, ::step]), (32, 18), interpolation=cv2.INTER_AREA)
+        small = small.astype(np.float32)
         photos = before is not None and before[0] != frame.source
         cut = before is None or before[1] != image.shape or _is_cut(before[2], small, photos=photos)
         due = cut or photos or key is None or frame.index - key >= recipe.key_every
@@ -164,7 +166,7 @@ def _looks(
         before = frame.source, image.shape, small
 
 
-def _is_cut(before: NDArray[np.float32], now: NDArray[np.float32], *, photos: bool) -> bool:
+def _is_cut(before: NDArray[Any], now: NDArray[Any], *, photos: bool) -> bool:
     """Whether two frames, shrunk to a few pixels, belong to different shots. A fade is none: each step is small.
 
     Two `photos`, which may show two people at the same place, need not look different in shape.
@@ -220,10 +222,8 @@ class _Tracker:
             self.active, self.lost, self.past, self.shot = [], [], [], self.shot + 1
         key = look.detection is not None
         alive = self._distinct(self._follow(look, self.active))
-        for one in self.active:  # a face whose landmarks fitted and do not any more: look for it
-            key = key or (
-                one.face.landmarks is not None and not any(a is one and f.landmarks is not None for a, f in alive)
-            )
+        if not key:
+            alive = [(one, face) for one, carried in alive if (face := self._check(one, carried, look)) is not None]
         self.lost += [one for one in self.active if all(one is not other for other, _ in alive)]
         for one, face in alive:
             self._extend(one, look, face)
@@ -273,6 +273,21 @@ class _Tracker:
             if face is not None:
                 alive.append((one, face))
         return alive
+
+    def _check(self, one: _Active, face: Face, look: _Look) -> Face | None:
+        """A face whose landmarks do not fit any more, and which only the flow carries on: is it one still? The detector
+        looks around it, which costs little."""
+        if face.landmarks is not None or one.face.landmarks is None:
+            return face
+        x0, y0 = np.maximum(face.box[:2] - face.side, 0).astype(int)
+        x1, y1 = np.maximum(face.box[2:] + face.side, 1).astype(int)
+        around, corner = look.image[y0:y1, x0:x1], np.array([x0, y0], np.float32)
+        for seen in self.detector([around])[0] if around.size else []:
+            seen = replace(seen, box=seen.box + np.tile(corner, 2), points=seen.points + corner)
+            if overlap(seen.box, face.box) >= SAME_PLACE:
+                (marks,) = self.landmarker([look.image], [seen.points], passes=2)
+                return self._with(seen, marks)
+        return None
 
     def _accept(self, one: _Active, marks: Landmarks) -> Face | None:
         """The face that was followed; None if what was found is no face, or hardly this one."""
@@ -427,7 +442,7 @@ def _flow(before: NDArray[np.uint8], now: NDArray[np.uint8], face: Face) -> Face
     there = np.array([[scale, 0, -scale * x0], [0, scale, -scale * y0]])
     side = 2 * FLOW
     one, two = (
-        cv2.cvtColor(align.as_uint8(align.crop(image, there, side)), cv2.COLOR_RGB2GRAY) for image in (before, now)
+        cv2.cvtColor(align.as_uint8(align.glimpse(image, there, side)), cv2.COLOR_RGB2GRAY) for image in (before, now)
     )
     steps = np.linspace(-0.35, 0.35, 6) * FLOW + side / 2
     grid = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 1, 2).astype(np.float32)

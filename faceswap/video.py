@@ -125,6 +125,13 @@ class Frame:
             self._image = _rgb_from(self.native)
         return self._image
 
+    @property
+    def draft(self) -> Image:
+        """Like `image`, to look at, quickly made: colours of a video may be off by some levels."""
+        if self.native is not None and self._image is None:
+            return self.native.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+        return self.image
+
     def with_image(self, image: Image) -> "Frame":
         """The same moment with other pixels: (H, W, 3) RGB uint8."""
         return Frame(self.index, self.time, self.source, image)

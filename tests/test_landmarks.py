@@ -78,14 +78,12 @@ def test_the_network_is_small() -> None:
     assert (Path(__file__).parents[1] / "pretrained" / landmarks.FILE).stat().st_size < 8_000_000
 
 
-def test_taking_in_the_batch_norms_changes_nothing() -> None:
+def test_the_flat_network_computes_what_the_network_does() -> None:
     network = load(Path(__file__).parents[1] / "pretrained" / landmarks.FILE)
     crops = torch.rand(2, 3, SIZE, SIZE)
     before = network(crops)
-    network.body = landmarks._fold(network.body)
-    after = network(crops)
-    torch.testing.assert_close(before[0], after[0], atol=1e-4, rtol=1e-4)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    after = landmarks._Flat(network)(crops)
+    torch.testing.assert_close(before, after, atol=1e-3, rtol=1e-3)
 
 
 def test_the_points_of_rendered_faces_are_found(landmarker: Landmarker, shots: list[Shot]) -> None:
