@@ -39,7 +39,7 @@ class ExtractRecipe(Section):
     max_faces: int = Field(0, ge=0)  # per frame, the largest first; 0: all
     every: int = Field(1, ge=1)  # look at every Nth frame
     who: Literal["everyone", "largest"] = "everyone"  # whose faces: of all, or of who fills most of the footage
-    key_every: int = Field(8, ge=1, le=60)  # frames between looks of the detector; faces are followed in between
+    key_every: int = Field(7, ge=1, le=60)  # frames between looks of the detector, twice as many with one or two faces
     min_fit: Share = 0.2  # lowest fit of landmarks that are believed, see faceswap.landmarks
     gap: int = Field(5, ge=0)  # frames for which a face may be lost, to be filled in
     smooth: int = Field(9, ge=0)  # frames, window in which a face's place is smoothed; below 5: off

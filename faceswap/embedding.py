@@ -1,4 +1,5 @@
-"""How alike two faces are, by a face embedder, where there is one. It judges results; nothing trains on it.
+"""How alike two faces are, by a face embedder, where there is one. It judges results and tells people in footage
+apart; nothing trains on it.
 
 Two are known, and the first that works is taken:
 

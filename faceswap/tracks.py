@@ -1,8 +1,8 @@
 """Faces over time: found on key frames, followed in between, held still.
 
-A face is looked for with the detector on key frames only, every few frames and on a cut. In between, the landmark
-network looks where the face was in the frame before, which costs a few milliseconds a face; where landmarks do not fit,
-as in profiles, optical flow carries the face to the next key frame.
+A face is looked for with the detector on key frames only: every few frames, half as often while there are but one or
+two faces, and on a cut. In between, the landmark network looks where the face was in the frame before, which costs five
+milliseconds; where landmarks do not fit, as in profiles, optical flow carries the face to the next key frame.
 A face that a key frame finds anew is followed back to the key frame before. So a track arises: one face in one shot.
 Short gaps in it are filled in; its places are smoothed with a filter that has no lag.
 
@@ -38,6 +38,7 @@ SAME_PLACE = 0.4  # least overlap (IoU) of a followed face and a detected one
 ONE_FACE = 0.6  # two followed faces that overlap more are one
 GROWTH = 1.4  # most that a face's size changes from a frame to the next
 FLOW, FLOW_ERROR = 64, 1.0  # px: a face's side where its flow is measured; error there and back of a point that counts
+FEW = 2  # faces: with one or two the detector looks half as often
 SURER = 2  # by how much doubt shrinks about a face whose landmarks never fit
 MOST_AHEAD = 24  # frames that are read before it is their turn
 UNSEEN = 6  # key frames in a row on which a detector may miss a face that is followed well
@@ -91,7 +92,7 @@ class Footage:
 
 def follow(
     frames: Iterable[Frame],
-    detector: Detector,  # as `config_of_detector` wants it
+    detector: Detector,  # with the recipe's limits, times `LENIENT`
     landmarker: Landmarker,
     recipe: ExtractRecipe,
     *,
@@ -151,7 +152,7 @@ class _Look:
 def _looks(
     frames: Iterable[Frame], detector: Detector, recipe: ExtractRecipe, pool: ThreadPoolExecutor
 ) -> Iterator[_Look]:
-    before, key = None, None
+    before, key, detections = None, None, deque[Future[list[list[Face]]]](maxlen=2)
     for frame in frames:
         image = align.as_uint8(frame.draft)
         step = max(1, image.shape[1] // 96)
@@ -160,9 +161,13 @@ def _looks(
         photos = before is not None and before[0] != frame.source
         cut = before is None or before[1] != image.shape or _is_cut(before[2], small, photos=photos)
         due = cut or photos or key is None or frame.index - key >= recipe.key_every
+        if due and len(detections) == 2 and key is not None and not (cut or photos):
+            few = 0 < len(detections[0].result()[0]) <= FEW  # of the key frame before last, which is done by now
+            due = not few or frame.index - key >= 2 * recipe.key_every
         if due:
             key = frame.index
-        yield _Look(frame.index, image, cut, pool.submit(detector, [image]) if due else None)
+            detections.append(pool.submit(detector, [image]))
+        yield _Look(frame.index, image, cut, detections[-1] if due else None)
         before = frame.source, image.shape, small
 
 
@@ -210,7 +215,7 @@ class _Tracker:
         self.active: list[_Active] = []
         self.lost: list[_Active] = []
         self.past: list[_Look] = []  # frames since the last key frame
-        self.recent: deque[_Look] = deque(maxlen=recipe.gap + recipe.key_every + 1)
+        self.recent: deque[_Look] = deque(maxlen=recipe.gap + 2 * recipe.key_every + 1)
         self.frames = self.detected = self.begun = 0
         self.shot = -1
 
@@ -228,7 +233,7 @@ class _Tracker:
         for one, face in alive:
             self._extend(one, look, face)
         self.active = [one for one, _ in alive]
-        reach = self.recipe.every * (self.recipe.gap + 1) + self.recipe.key_every
+        reach = self.recipe.every * (self.recipe.gap + 1) + 2 * self.recipe.key_every
         self.lost = [one for one in self.lost if look.index - one.index <= reach]
         self.past.append(look)
         self.recent.append(look)
@@ -410,7 +415,7 @@ class _Tracker:
 
     def _is_taken(self, index: int, face: Face, mine: Track) -> bool:
         """Whether another track has a face there."""
-        others = (track.faces.get(index) for track in self.tracks if track is not mine)
+        others = (one.track.faces.get(index) for one in self.active + self.lost if one.track is not mine)
         return any(other is not None and overlap(face.box, other.box) > SAME_PLACE for other in others)
 
     def _portray(self, one: _Active, look: _Look) -> None:
