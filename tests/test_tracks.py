@@ -279,7 +279,7 @@ def test_flow_alone_does_not_say_that_there_is_a_face() -> None:
         [[place] for place in walk(22, speed=1)], unfit=lambda frame, face: True, missed=lambda frame, face: frame >= 10
     )
     (track,) = world.follow().tracks
-    assert max(track.faces) < 10
+    assert max(track.faces) < 15  # the next key frame
 
 
 def test_a_face_that_the_detector_misses_goes_on_while_it_fits() -> None:
