@@ -311,8 +311,11 @@ def _is_sound(meta: FaceMeta) -> bool:
     words = words and isinstance(meta.truth, dict | None) and (meta.track is None or type(meta.track) is int)
     if not (whole and words and type(meta.size) is int and meta.size > 0):
         return False
-    scalars = (meta.time, meta.probability, meta.fit)
-    shapes = [(meta.box, (4,)), (meta.points, (5, 2)), (meta.matrix, (2, 3)), (scalars, (3,))]
+    if not all(
+        type(number) in (int, float) and abs(number) < 1e9 for number in (meta.time, meta.probability, meta.fit)
+    ):
+        return False
+    shapes = [(meta.box, (4,)), (meta.points, (5, 2)), (meta.matrix, (2, 3))]
     if meta.landmarks is not None:
         shapes.append((meta.landmarks, (LANDMARKS, 2)))
     for given, shape in shapes:

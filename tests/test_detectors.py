@@ -32,7 +32,7 @@ def test_the_points_of_a_drawn_face_are_found(
 ) -> None:
     ((face,),) = mtcnn([footage.draw_face(look=look, scale=scale, centre=centre)])
     truth = footage.UNIT_POINTS * scale + centre
-    assert np.linalg.norm(face.points - truth, axis=1).max() < 3 * max(1, scale)
+    assert np.linalg.norm(face.points - truth, axis=1).max() < 4 * max(1, scale)
     assert face.box.shape == (4,) and face.points.shape == (5, 2)
     assert face.box.dtype == face.points.dtype == np.float32
     assert 0.9 <= face.probability <= 1 and type(face.probability) is float
