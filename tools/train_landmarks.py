@@ -124,7 +124,7 @@ class Augmented(IterableDataset):
         matrix = align.crop_matrix(five(points), 1)
         reach = 3.0 if wild else 1.0
         angle = random.uniform(-45, 45) if random.random() < 0.5 * self.wild else random.normal(0, 6)
-        angle = angle * reach if not wild else random.uniform(-180, 180)
+        angle = random.uniform(-180, 180) if wild else angle
         size = np.exp(random.normal(0, 0.09 * reach))
         shift = random.normal(0, 0.03 * reach, 2)
         turn = cv2.getRotationMatrix2D((0.5, 0.5), angle, size)
