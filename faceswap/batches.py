@@ -24,11 +24,12 @@ MASK_FEATHER = 0.01  # units of the side: the network learns an edge that it can
 
 @dataclass(frozen=True)
 class Batch:
-    """Faces to draw: (B, 3, R, R) float32 in [0, 1] RGB, mask (B, 1, R, R), person (B,) int64."""
+    """Faces to draw: (B, 3, R, R) float32 in [0, 1] RGB, two masks (B, 1, R, R) in [0, 1], person (B,) int64."""
 
     input: Tensor
     target: Tensor
-    mask: Tensor
+    mask: Tensor  # 1 on the face
+    priority: Tensor  # 1 on eyes and mouth; 0 everywhere where landmarks are missing
     person: Tensor
 
 
@@ -166,7 +167,7 @@ def batches(
             generator = torch.Generator(place).manual_seed(_mix(seed, step - 1, rank))
             seen, pixels = (torch.from_numpy(array).to(place) for array in (inputs, faces))
             input_, target, mask = (image.to(device) for image in augment.augment(seen, pixels, recipe, generator))
-            yield Batch(input_, target, mask, torch.from_numpy(person).to(device))
+            yield Batch(input_, target, mask, torch.zeros_like(mask), torch.from_numpy(person).to(device))
 
 
 def _read(
@@ -194,4 +195,4 @@ def still(faces: Faces, rows: Sequence[int], person: int, device: torch.device) 
     """Faces as they are, without augmentation: for held-out measurements and previews."""
     pixels = augment.to_float(torch.from_numpy(faces[rows]).to(device))
     people = torch.full((len(rows),), person, dtype=torch.int64, device=device)
-    return Batch(pixels[:, :3], pixels[:, :3], pixels[:, 3:], people)
+    return Batch(pixels[:, :3], pixels[:, :3], pixels[:, 3:], torch.zeros_like(pixels[:, 3:]), people)

@@ -178,7 +178,8 @@ def load_model(path: Path) -> tuple[FaceModel, State]:
 def new_model(recipe: Recipe, people: int) -> FaceModel:
     """A fresh model as the recipe says; its weights come from torch's random state."""
     part = recipe.model
-    return models.build(part.name, resolution=part.resolution, width=part.width, code=part.code, people=people)
+    shape = models.Shape(part.resolution, part.width, part.code, part.decoder, part.mask)
+    return models.build(part.name, shape, people)
 
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -5,6 +5,7 @@ defaults below; unknown keys are refused. One dial, `model.resolution`, fixes wi
 they are given.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,8 +54,10 @@ class ModelRecipe(Section):
 
     name: str = "df"  # a part of faceswap/models
     resolution: int = Field(96, ge=32, le=1024, multiple_of=16)  # px, THE dial
-    width: int = Field(0, ge=0, le=512)  # channels of the first stage; 0: by the dial
+    width: int = Field(0, ge=0, le=512)  # channels of the encoder's first stage; 0: by the dial
     code: int = Field(0, ge=0, le=8192)  # length of the bottleneck's code; 0: by the dial
+    decoder: int = Field(0, ge=0, le=512)  # channels of the decoder's last stage; 0: as width
+    mask: int = Field(0, ge=0, le=512)  # the same of the mask's own branch, of df and liae; 0: a third of decoder
 
 
 class DataRecipe(Section):
@@ -68,6 +71,10 @@ class DataRecipe(Section):
     flip: Share = 0.5  # probability
     color: float = Field(0.08, ge=0, lt=1)  # random gain, offset and saturation, both images alike
     degrade: Share = 0.1  # probability that an input is blurred, sharpened, noisy or recompressed
+    occlude: Share = 0.0  # probability that something lies before a face, for the mask to leave out
+    blur_out: bool = False  # what lies outside the face is blurred in what is to be drawn
+    transfer: Literal["none", "reinhard", "mkl", "sliced-ot"] = "none"  # the first person in the light of the last
+    sampling: Literal["shuffle", "pose"] = "shuffle"  # every face as often, or every yaw and pitch
     holdout: float = Field(0.1, gt=0, le=0.5)  # share of faces never trained on
     memory_gb: float = Field(4.0, ge=0)  # images are kept in memory up to this size, read again and again beyond
 
@@ -76,10 +83,21 @@ class LossRecipe(Section):
     """Weights of the losses; 0 turns one off."""
 
     ssim: Weight = 0.8  # structural similarity
+    ms_ssim: Weight = 0.0  # structural similarity at several scales
     l1: Weight = 0.6  # absolute difference
     charbonnier: Weight = 0.0  # absolute difference, smooth at zero
+    mse: Weight = 0.0  # squared difference
+    focal_frequency: Weight = 0.0  # difference of spectra, the worst frequencies most
+    haar: Weight = 0.0  # absolute difference of fine detail
+    perceptual: Weight = 0.0  # difference of a classifier's features, once its weights are pulled
     mask: Weight = 0.2  # squared difference of the masks
-    background: Share = 0.1  # weight of what lies outside the face, where the face has 1
+    background: Share = 0.1  # weight of what lies outside the face, where the face has 1; 0: masked training
+    priority: Weight = 0.0  # how much more than other pixels eyes and mouth count
+    swap_back: Weight = 0.0  # a face drawn as the other and back again, against itself
+    true_face: Weight = 0.0  # an adversary that tells people apart by their codes
+    adversarial: Weight = 0.0  # an adversary that tells drawn patches from real ones
+    patch: int = Field(0, ge=0, le=640)  # px, what that adversary sees at once; 0: an eighth of the resolution
+    adversarial_from: Share = 0.6  # part of the budget after which it sets in
 
 
 class StrategyRecipe(Section):
@@ -163,11 +181,15 @@ class Recipe(Section):
         Width 16 up to 96, 24 up to 160, then 48; code 128 up to 96, then 256; batch 16 up to 160, then 8; learning
         rate 6e-4 * sqrt(64 / R).
         """
-        size = self.model.resolution
+        size, part = self.model.resolution, self.model
+        width = part.width or (16 if size <= 96 else 24 if size <= 160 else 48)
+        decoder = part.decoder or width
         return self.changed(
             model={
-                "width": self.model.width or (16 if size <= 96 else 24 if size <= 160 else 48),
-                "code": self.model.code or (128 if size <= 96 else 256),
+                "width": width,
+                "code": part.code or (128 if size <= 96 else 256),
+                "decoder": decoder,
+                "mask": part.mask or 2 * math.ceil(decoder / 6),
             },
             data={"batch": self.data.batch or (16 if size <= 160 else 8)},
             train={"rate": self.train.rate or round(6e-4 * (64 / size) ** 0.5, 7)},

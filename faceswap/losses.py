@@ -105,6 +105,7 @@ def reconstruction(
     drawn_mask: Tensor,
     target: Tensor,
     target_mask: Tensor,
+    priority: Tensor,  # (B, 1, H, W), 1 on eyes and mouth
     weights: Mapping[str, float],
 ) -> dict[str, Tensor]:
     """The losses (B,) that `weights` turn on, by name and already weighted.

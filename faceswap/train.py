@@ -100,7 +100,7 @@ def check_recipe(recipe: Recipe, people: int) -> None:
     weights = recipe.loss.model_dump(exclude={"background"})
     if not any(weights.values()):
         raise RecipeError(f"every loss has the weight 0; set one of loss.{', loss.'.join(weights)} above it")
-    models.SOCKET.load(recipe.model.name)
+    models.load(recipe.model.name)
     strategies.SOCKET.load(recipe.strategy.name)
 
 
@@ -321,7 +321,8 @@ class Trainer:
     def _measured(self, batch: Batch) -> tuple[float, float]:
         """Mean loss and PSNR (dB, inside the face) of a batch drawn by the averaged weights."""
         drawn, mask = self.average(batch.input, batch.person)
-        found = losses.reconstruction(drawn, mask, batch.target, batch.mask, self.recipe.loss.model_dump())
+        weights = self.recipe.loss.model_dump()
+        found = losses.reconstruction(drawn, mask, batch.target, batch.mask, batch.priority, weights)
         total = torch.stack(list(found.values())).sum(0)
         return float(total.mean()), float(losses.psnr(drawn, batch.target, batch.mask).mean())
 

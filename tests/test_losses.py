@@ -74,11 +74,11 @@ def test_weight_zero_hides_an_error(name: str) -> None:
 
 def test_reconstruction_holds_what_the_weights_turn_on() -> None:
     target, mask = images(), ONES * 0.5
-    found = losses.reconstruction(target, mask, target, mask, WEIGHTS | {"l1": 2.0, "mask": 1.0})
+    found = losses.reconstruction(target, mask, target, mask, mask, WEIGHTS | {"l1": 2.0, "mask": 1.0})
     assert set(found) == {"ssim", "l1", "mask"}
     assert all(per_face.shape == (2,) for per_face in found.values())
-    one = losses.reconstruction(images(1), mask, target, mask, WEIGHTS | {"l1": 1.0})["l1"]
-    two = losses.reconstruction(images(1), mask, target, mask, WEIGHTS | {"l1": 2.0})["l1"]
+    one = losses.reconstruction(images(1), mask, target, mask, mask, WEIGHTS | {"l1": 1.0})["l1"]
+    two = losses.reconstruction(images(1), mask, target, mask, mask, WEIGHTS | {"l1": 2.0})["l1"]
     assert torch.allclose(2 * one, two)
 
 
@@ -90,8 +90,8 @@ def test_the_face_counts_more_than_the_background() -> None:
     left[..., :12] += 0.1
     right[..., 12:] += 0.1
     weights = WEIGHTS | {"ssim": 0.0, "l1": 1.0, "background": 0.1}
-    outside = losses.reconstruction(left, mask, target, mask, weights)["l1"]
-    inside = losses.reconstruction(right, mask, target, mask, weights)["l1"]
+    outside = losses.reconstruction(left, mask, target, mask, mask, weights)["l1"]
+    inside = losses.reconstruction(right, mask, target, mask, mask, weights)["l1"]
     assert inside / outside == pytest.approx(10, rel=1e-3)
 
 

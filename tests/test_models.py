@@ -10,7 +10,7 @@ from faceswap.models import FaceModel
 
 def small(people: int = 2, name: str = "df") -> FaceModel:
     torch.manual_seed(0)
-    return models.build(name, resolution=32, width=4, code=16, people=people)
+    return models.build(name, models.Shape(32, 4, 16, 4, 2), people)
 
 
 @pytest.fixture(params=models.SOCKET.names())

@@ -25,8 +25,8 @@ def test_an_unknown_part_is_answered_with_the_known(socket: Socket) -> None:
 
 
 def test_a_new_file_is_a_new_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tiny.py").write_text("def build(**given):\n    return given\n")
+    (tmp_path / "tiny.py").write_text("def build(*given):\n    return given\n")
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
     assert "tiny" in models.SOCKET.names()
-    built = models.build("tiny", resolution=32, width=1, code=2, people=1)
-    assert built == {"resolution": 32, "width": 1, "code": 2, "people": 1}
+    built = models.build("tiny", shape := models.Shape(32, 1, 2, 1, 1), 1)
+    assert built == (shape, 1)

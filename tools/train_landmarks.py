@@ -1,6 +1,6 @@
 """Train the landmark network of faceswap/landmarks.py: face crops with a teacher's points -> landmarks.safetensors.
 
-    python tools/train_landmarks.py DATA -o pretrained/landmarks.safetensors --minutes 70
+    python tools/train_landmarks.py DATA -o pretrained/landmarks.safetensors --faces 400000
 
 DATA holds `img/NNNNN.jpg` and `landmarks478.npy`, (N, 478, 2 or more): the points of MediaPipe's face mesh with irises
 in pixels of each image. `--actors` adds a faceset of `faceswap actors faces`, whose inner points are known exactly,
@@ -84,18 +84,18 @@ class Augmented(IterableDataset):
     and what the fit may be at most (B,): 1 for a face, 0 for none."""
 
     def __init__(
-        self, taught: Crops, actors: Crops, nothing: list[np.ndarray], batch: int, seed: int, seconds: float
+        self, taught: Crops, actors: Crops, nothing: list[np.ndarray], batch: int, seed: int, faces: int
     ) -> None:
         self.taught, self.actors, self.nothing, self.batch, self.seed = taught, actors, nothing, batch, seed
-        self.seconds = seconds  # of the whole training
+        self.faces = faces  # of the whole training
 
     def __iter__(self):
         cv2.setNumThreads(1)
-        random, order, started = np.random.default_rng(self.seed), [], time.monotonic()
+        random, order, drawn = np.random.default_rng(self.seed), [], 0
         while True:
             # Wild for the first third, then ever calmer: the last steps are for precision.
-            done = (time.monotonic() - started) / self.seconds
-            self.wild = float(np.clip(1.4 - 1.2 * done, 0.2, 1))
+            self.wild = float(np.clip(1.4 - 1.2 * drawn / self.faces, 0.2, 1))
+            drawn += self.batch
             rows = []
             while len(rows) < self.batch:
                 draw = random.random()
@@ -222,11 +222,11 @@ def train(taught: Crops, held: Crops, actors: Crops, nothing: list[np.ndarray], 
         network,
         avg_fn=lambda old, new, count: torch.lerp(old, new, 1 - min(0.998, (1 + int(count)) / (10 + int(count)))),
     )
-    data = Augmented(taught, actors, nothing, options.batch, options.seed, 60 * options.minutes)
+    data = Augmented(taught, actors, nothing, options.batch, options.seed, options.faces)
     loader = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
     started, step, told = time.monotonic(), 0, time.monotonic()
     errors = []
-    while (done := (time.monotonic() - started) / (60 * options.minutes)) < 1:
+    while (done := step * options.batch / options.faces) < 1:
         rate = options.rate * min(1, (step + 1) / 200) * (0.5 + 0.5 * np.cos(np.pi * done)) + 1e-6
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -331,7 +331,7 @@ def main() -> None:
     parser.add_argument("--actors", type=Path)
     parser.add_argument("--nothing", type=Path)
     parser.add_argument("--start", type=Path, help="weights to go on from")
-    parser.add_argument("--minutes", type=float, default=70)
+    parser.add_argument("--faces", type=int, default=400_000, help="length of the training")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Draw these faces as that person. An architecture is one file here with `build(recipe, people) -> FaceModel`.
+"""Draw these faces as that person. An architecture is one file here with `build(shape, people) -> FaceModel`.
 
 The one contract: `forward(faces, person) -> (faces, mask)`. Training draws each person as itself; swapping draws the
 target as the source. Nothing outside asks which architecture it is.
@@ -6,13 +6,27 @@ target as the source. Nothing outside asks which architecture it is.
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from faceswap.errors import UsageError
 from faceswap.registry import Socket
 
 SOCKET = Socket("faceswap.models", "model")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a network is. An architecture that has no use for a number passes it over."""
+
+    resolution: int  # px, side of the faces
+    width: int  # channels of the encoder's first stage
+    code: int  # length of the bottleneck's code
+    decoder: int  # channels of the decoder's last stage
+    mask: int  # the same of a branch of its own for the mask
+    letters: str = ""  # variants, by a letter each
 
 
 class FaceModel(nn.Module):
@@ -32,8 +46,23 @@ class FaceModel(nn.Module):
         """Take the weights of a model of the same shape that knows one person, as the start of every person."""
 
 
-def build(name: str, *, resolution: int, width: int, code: int, people: int) -> FaceModel:
-    """The architecture `name`, freshly initialised from torch's random state."""
-    part: Any = SOCKET.load(name)
-    model: FaceModel = part.build(resolution=resolution, width=width, code=code, people=people)
+def build(name: str, shape: Shape, people: int) -> FaceModel:
+    """The architecture `name`, freshly initialised from torch's random state.
+
+    Letters after a dash, as in DeepFaceLab's `liae-ud`, are `shape.letters`; `UsageError` if it has no such variant.
+    """
+    part = load(name)
+    letters = name.partition("-")[2]
+    model: FaceModel = part.build(replace(shape, letters=letters), people)
     return model
+
+
+def load(name: str) -> Any:
+    """The module of the architecture `name`; `UsageError` if there is none, or none with its letters."""
+    root, dash, letters = name.partition("-")
+    part = SOCKET.load(root)
+    known = getattr(part, "LETTERS", "")
+    if (dash and not letters) or set(letters) - set(known) or len(set(letters)) < len(letters):
+        offer = f"with letters of {known!r} after a dash, each once, or without" if known else "without letters"
+        raise UsageError(f"no model called {name!r}; expected {root!r} {offer}")
+    return part

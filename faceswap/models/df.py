@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from faceswap.layers import SLOPE, Down, PixelNorm, Residual, SubPixels, Up
-from faceswap.models import FaceModel
+from faceswap.models import FaceModel, Shape
 
 STAGES = 4  # halvings of the encoder, doublings of a decoder
 
@@ -91,5 +91,5 @@ class DF(FaceModel):
         self.load_state_dict(spread)
 
 
-def build(*, resolution: int, width: int, code: int, people: int) -> FaceModel:
-    return DF(resolution, width, code, people)
+def build(shape: Shape, people: int) -> FaceModel:
+    return DF(shape.resolution, shape.width, shape.code, people)

@@ -27,7 +27,7 @@ class Strategy(Protocol):
 def reconstruct(model: nn.Module, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
     """Each face drawn as the person it is, compared with itself."""
     drawn, mask = model(batch.input, batch.person)
-    found = losses.reconstruction(drawn, mask, batch.target, batch.mask, weights)
+    found = losses.reconstruction(drawn, mask, batch.target, batch.mask, batch.priority, weights)
     return {name: per_face.mean() for name, per_face in found.items()}
 
 
