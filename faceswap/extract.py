@@ -19,9 +19,10 @@ from faceswap.detectors import Face
 from faceswap.errors import FacesetError, UsageError
 from faceswap.faceset import FaceMeta, refuse_foreign, write_face
 from faceswap.tracks import Footage, Track
-from faceswap.video import frame_count, read_frames
+from faceswap.video import Frame, frame_count, read_frames
 from faceswap.who import Finder, Who, described
 
+REACH = 3  # px around a pixel that sampling it looks at
 MOST_WAITING = 16  # faces, with their frames, that wait to be written
 
 
@@ -115,7 +116,7 @@ def _write(
             for rank, face in enumerate(chosen):
                 meta = meta_of(face, frame.source.name, frame.index, float(frame.time), rank, number, recipe)
                 target = stem.with_name(f"{stem.name}_{frame.index:06d}_{rank}.{recipe.format}")
-                waiting.append(pool.submit(_write_one, target, frame.image, meta))
+                waiting.append(pool.submit(_write_one, target, frame, meta))
                 if len(waiting) > min(2 * (os.cpu_count() or 1), MOST_WAITING):
                     waiting.popleft().result()
             yield len(chosen)
@@ -123,8 +124,13 @@ def _write(
             job.result()
 
 
-def _write_one(path: Path, image: NDArray[Any], meta: FaceMeta) -> None:
-    write_face(path, align.crop(image, np.array(meta.matrix), meta.size), meta)
+def _write_one(path: Path, frame: Frame, meta: FaceMeta) -> None:
+    """Write a face, for which only its part of the frame is made."""
+    matrix, (height, width) = np.array(meta.matrix), frame.shape
+    x0, y0, x1, y1 = align.region(matrix, meta.size, frame.shape) or (0, 0, width, height)
+    x0, y0, x1, y1 = max(x0 - REACH, 0), max(y0 - REACH, 0), min(x1 + REACH, width), min(y1 + REACH, height)
+    matrix[:, 2] += matrix[:, :2] @ np.array([x0, y0], np.float64)
+    write_face(path, align.crop(frame.part(x0, y0, x1, y1), matrix, meta.size), meta)
 
 
 def meta_of(

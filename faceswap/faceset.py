@@ -29,6 +29,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damaged ima
 
 VERSION = 2  # 1 had no landmarks, fit and track
 KEYWORD = b"faceswap"
+PNG = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG, cv2.IMWRITE_PNG_COMPRESSION, 1]  # quick, and smaller
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MASK = ".mask.png"  # NAME.mask.png beside NAME.png or NAME.jpg: the user's own mask of that face
 LANDMARKS = 152  # how many there are, see faceswap.landmarks
@@ -184,7 +185,7 @@ def refuse_foreign(out: Path) -> None:
 
 def write_face(path: Path, image: NDArray[Any], meta: FaceMeta, *, quality: int = 95) -> None:
     """Write `image` (S, S, 3) RGB, uint8 or (PNG only) uint16, with its metadata; the suffix chooses the format."""
-    options = [] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]  # OpenCV's own are its fastest
+    options = PNG if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]
     if path.suffix != ".png":
         image = align.as_uint8(image)
     ok, coded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)

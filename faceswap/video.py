@@ -58,6 +58,7 @@ MATRICES = {
 SCALING = (  # swscale's fast paths darken each trip to RGB and back by a level and repeat chroma samples
     Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
+PART_MARGIN, PART_STEP = 8, 16  # px that chroma needs around a part of a frame; where a part may begin
 SOUND_RATE = 44_100  # samples/s of the sound that `write_video` makes
 USUAL_RATE = Fraction(25)  # frames/s of a file that names none, as FFmpeg takes it
 # what a muxer says of itself: the new file has its own
@@ -127,10 +128,34 @@ class Frame:
 
     @property
     def draft(self) -> Image:
-        """Like `image`, to look at, quickly made: colours of a video may be off by some levels."""
-        if self.native is not None and self._image is None:
-            return self.native.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-        return self.image
+        """Like `image`, to look at, quickly made: colours of a video are those of the usual matrix and range."""
+        if self.native is None or self._image is not None:
+            return self.image
+        halves = self.native.format.name in ("yuv420p", "yuvj420p") and not (self.native.width | self.native.height) % 2
+        if halves:
+            return np.asarray(cv2.cvtColor(self.native.to_ndarray(), cv2.COLOR_YUV2RGB_I420), np.uint8)
+        return self.native.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        if self._image is not None:
+            return self._image.shape[0], self._image.shape[1]
+        assert self.native is not None
+        return self.native.height, self.native.width
+
+    def part(self, x0: int, y0: int, x1: int, y1: int) -> Image:
+        """`image[y0:y1, x0:x1]`, without making the rest of it; the rectangle lies inside the frame."""
+        if self.native is None or self._image is not None:
+            return self.image[y0:y1, x0:x1]
+        left, top = (max(0, first - PART_MARGIN) // PART_STEP * PART_STEP for first in (x0, y0))
+        high, wide = self.shape
+        right, bottom = (-(-(last + PART_MARGIN) // PART_STEP) * PART_STEP for last in (x1, y1))
+        right, bottom = min(right, wide), min(bottom, high)
+        cut = _graph(self.native, f"crop={right - left}:{bottom - top}:{left}:{top}:exact=1")
+        cut.vpush(self.native)
+        around = _rgb_from(cut.vpull(), _conversion(_colors(self.native), wide, high))
+        return around[y0 - top : y1 - top, x0 - left : x1 - left]
 
     def with_image(self, image: Image) -> "Frame":
         """The same moment with other pixels: (H, W, 3) RGB uint8."""
@@ -458,7 +483,7 @@ def _graph(frame: av.VideoFrame, turns: str) -> av.filter.Graph:
         colorspace=str(int(frame.colorspace)),
         range=str(int(frame.color_range)),
     )
-    filters = [graph.add(*turn.split("=")) for turn in turns.split(",")]
+    filters = [graph.add(*turn.split("=", 1)) for turn in turns.split(",")]
     graph.link_nodes(buffer, *filters, graph.add("buffersink")).configure()
     return graph
 
@@ -486,9 +511,9 @@ def _conversion(colors: Colors, width: int, height: int) -> tuple[Colorspace, in
     return MATRICES.get(colors.matrix, usual), FULL if colors.range == FULL else LIMITED
 
 
-def _rgb_from(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB, read-only."""
-    matrix, spread = _conversion(_colors(frame), frame.width, frame.height)
+def _rgb_from(frame: av.VideoFrame, conversion: tuple[Colorspace, int] | None = None) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB, read-only; a part of a frame needs the whole one's `_conversion`."""
+    matrix, spread = conversion or _conversion(_colors(frame), frame.width, frame.height)
     rgb = frame.reformat(
         format="rgb24",
         src_colorspace=matrix,

@@ -524,6 +524,34 @@ def test_looking_at_a_frame_does_not_change_it(clip: Path, tmp_path: Path) -> No
     assert [planes(frame) for frame in read_frames(out)] == [planes(frame) for frame in read_frames(clip)]
 
 
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le"])
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_a_part_is_cut_out_of_the_image(tmp_path: Path, pixel_format: str, rotation: int) -> None:
+    size = (210, 118)
+    clip = make_clip(tmp_path / "in.mp4", frames=1, size=size, pixel_format=pixel_format, sound=False, rotation=rotation)
+    for box in [(0, 0, 30, 20), (33, 41, 90, 97), (50, 1, 118, 118), (17, 100, 18, 101)]:
+        (frame,) = read_frames(clip)
+        part, (height, width) = frame.part(*box), frame.shape
+        assert (height, width, 3) == frame.image.shape
+        np.testing.assert_array_equal(part, frame.image[box[1] : box[3], box[0] : box[2]])
+        np.testing.assert_array_equal(frame.part(*box), part)  # of an image that is made already
+
+
+def test_a_part_of_a_large_frame_keeps_its_colours(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "in.mp4", frames=1, size=(1280, 720), flat=(120, 90, 170), sound=False)
+    (frame,) = read_frames(clip)  # says nothing of its matrix: the size decides, and not the part's
+    np.testing.assert_array_equal(frame.part(10, 10, 60, 60), frame.image[10:60, 10:60])
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p", "yuv444p", "yuv420p10le"])
+def test_a_draft_looks_like_the_image(tmp_path: Path, pixel_format: str) -> None:
+    clip = make_clip(tmp_path / "in.mp4", frames=1, size=(210, 118), pixel_format=pixel_format, sound=False)
+    (frame,) = read_frames(clip)
+    draft = frame.draft
+    assert draft.shape == frame.image.shape and draft.dtype == np.uint8
+    assert np.abs(draft.astype(float) - frame.image).mean() < 14  # of full range, taken for limited
+
+
 @pytest.mark.parametrize("change", [lambda frame: frame, redrawn], ids=["native", "redrawn"])
 def test_ten_bits_are_kept(tmp_path: Path, told: list[str], change: Callable[[Frame], Frame]) -> None:
     source = make_clip(tmp_path / "in.mp4", pixel_format="yuv420p10le", sound=False)
