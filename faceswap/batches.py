@@ -2,11 +2,14 @@
 else: that is what makes an interrupted run continue exactly."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +20,17 @@ from faceswap import augment, console
 from faceswap.config import DataRecipe
 from faceswap.errors import FacesetError
 from faceswap.faceset import Entry, Faceset, read_images, read_mask
-from faceswap.masks import face_mask
+from faceswap.landmarks import COUNT
+from faceswap.looks import head_pose
+from faceswap.masks import face_mask, regions
 
 MASK_FEATHER = 0.01  # units of the side: the network learns an edge that it can draw
+POSE_CELL = 10  # degrees, side of the cells of yaw and pitch
+MOST_REPEATS = 8  # a face comes at most so many times as often by pose as in a shuffle
+DEVICE_SHARE = 0.25  # of an accelerator's free memory may be taken by faces
+WORKERS = min(4, os.cpu_count() or 1)  # threads that change faces; OpenCV lets them run side by side
+
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Batch:
 
 
 class Faces:
-    """The images of one person (or of many, for a base) at one size, with their masks: (N, R, R, 4) uint8.
+    """The images of one person (or of many, for a base) at one size, with their masks.
 
     Decoded once and kept when they fit into `memory` bytes, read from disk batch by batch when they do not. Images
     that do not decode are left out, counted and named. A user's own mask beside an image wins over the landmarks; one
@@ -43,28 +54,59 @@ class Faces:
 
     def __init__(self, entries: Sequence[Entry], size: int, memory: float, label: str) -> None:
         self.entries, self.size, self.label = list(entries), size, label
-        self._kept: NDArray[np.uint8] | None = None
+        self._kept: tuple[augment.Image, augment.Image] | None = None
+        self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._damaged: set[Path] = set()
         self._own: set[Path] = set()  # images whose own masks were used,
         self._unusable: dict[Path, str] = {}  # and those whose were not, and why
-        if len(self.entries) * size * size * 4 <= memory:
+        if self.bytes <= memory:
             self._kept = self._keep()
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images and masks (len(rows), R, R, 4) uint8; the next whole image stands in for a damaged one."""
-        if self._kept is not None:
-            return self._kept[rows]
-        known = len(self._unusable)
-        found = list(self._read([self.entries[row] for row in rows]))
-        self._say_unusable(known)
-        return np.stack([self._instead(row) if face is None else face for row, face in zip(rows, found, strict=True)])
+    @property
+    def bytes(self) -> int:
+        """What the faces take in memory."""
+        return len(self) * self.size**2 * 5
 
-    def _keep(self) -> NDArray[np.uint8]:
-        """All images that decode; the others leave `entries`."""
-        kept = np.empty((len(self.entries), self.size, self.size, 4), np.uint8)
+    def __getitem__(self, rows: Sequence[int] | Rows) -> tuple[augment.Image, augment.Image]:
+        """Images (len(rows), R, R, 3) uint8 RGB and their masks (len(rows), 2, R, R) uint8: the face; eyes and mouth.
+
+        They are copies. The next whole image stands in for a damaged one.
+        """
+        if self._kept is not None:
+            return self._kept[0][rows], self._kept[1][rows]
+        known = len(self._unusable)
+        read = list(self._read([self.entries[row] for row in rows]))
+        self._say_unusable(known)
+        found = [self._instead(row) if face is None else face for row, face in zip(rows, read, strict=True)]
+        return np.stack([image for image, _ in found]), np.stack([masks for _, masks in found])
+
+    def poses(self) -> NDArray[np.float64]:
+        """Yaw and pitch (N, 2) in degrees, see `looks.head_pose`; NaN where they are unknown."""
+        entries = console.track(self.entries, f"turning heads of {self.label}", len(self), "faces")
+        return np.array([head_pose(entry.meta) for entry in entries], np.float64)
+
+    @property
+    def kept(self) -> bool:
+        """Whether all are in memory."""
+        return self._kept is not None
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """All images and masks, on the device; None where `place` did not bring them there."""
+        return self._placed.get(device)
+
+    def place(self, device: torch.device) -> None:
+        """Copy all images and masks, which are in memory, to the device."""
+        assert self._kept is not None
+        images, masks = (torch.from_numpy(array).to(device) for array in self._kept)
+        self._placed[device] = images, masks
+
+    def _keep(self) -> tuple[augment.Image, augment.Image]:
+        """All images that decode, and their masks; the others leave `entries`."""
+        images = np.empty((len(self), self.size, self.size, 3), np.uint8)
+        masks = np.empty((len(self), 2, self.size, self.size), np.uint8)
         good: list[Entry] = []
         damaged: list[Path] = []
         faces = console.track(self._read(self.entries), f"reading {self.label}", len(self.entries), "faces")
@@ -72,7 +114,7 @@ class Faces:
             if face is None:
                 damaged.append(entry.path)
             else:
-                kept[len(good)] = face
+                images[len(good)], masks[len(good)] = face
                 good.append(entry)
         if damaged:
             console.warn(f"{len(damaged)} images do not decode and are left out, the first is {damaged[0]}")
@@ -83,9 +125,9 @@ class Faces:
             folder = damaged[0].parent
             raise FacesetError(f"{folder} ({self.label}): none of {len(damaged)} images decodes; extract them again")
         self.entries = good
-        return kept[: len(good)]
+        return images[: len(good)], masks[: len(good)]
 
-    def _instead(self, row: int) -> NDArray[np.uint8]:
+    def _instead(self, row: int) -> tuple[augment.Image, augment.Image]:
         """The first image after `row` that decodes; the damaged one is said, once."""
         path = self.entries[row].path
         if path not in self._damaged:
@@ -97,14 +139,19 @@ class Faces:
                 return face
         raise FacesetError(f"{self.label}: none of {len(self)} images decodes; extract the faces again")
 
-    def _read(self, entries: Sequence[Entry]) -> Iterator[NDArray[np.uint8] | None]:
+    def _read(self, entries: Sequence[Entry]) -> Iterator[tuple[augment.Image, augment.Image] | None]:
         for entry, image in zip(entries, read_images([e.path for e in entries], self.size), strict=True):
-            if image is None:
-                yield None
-                continue
-            yield np.dstack([image, (self._mask(entry) * 255).round().astype(np.uint8)])
+            yield None if image is None else (image, self._masks(entry))
 
-    def _mask(self, entry: Entry) -> NDArray[np.float32]:
+    def _masks(self, entry: Entry) -> augment.Image:
+        """The face, and of it the eyes and the mouth: nothing without landmarks. (2, R, R)."""
+        outline = entry.meta.crop_outline(self.size)
+        face, priority = self._mask(entry, outline), np.zeros((self.size, self.size), np.float32)
+        if len(outline) == COUNT:
+            priority = np.minimum(np.maximum(*regions(outline, self.size)), face)
+        return np.round(np.stack([face, priority]) * 255).astype(np.uint8)
+
+    def _mask(self, entry: Entry, outline: NDArray[np.float64]) -> NDArray[np.float32]:
         """The user's mask as it is, or else the landmarks'."""
         try:
             own = read_mask(entry.path, self.size)
@@ -112,7 +159,7 @@ class Faces:
             own = None
             self._unusable[entry.path] = str(error)
         if own is None:
-            return face_mask(entry.meta.crop_outline(self.size), self.size, MASK_FEATHER)
+            return face_mask(outline, self.size, MASK_FEATHER)
         self._own.add(entry.path)
         return own
 
@@ -142,6 +189,164 @@ def _lot(entry: Entry) -> int:
     return int.from_bytes(hashlib.blake2b(entry.key.encode(), digest_size=4).digest(), "big")
 
 
+class Order:
+    """Which of N faces come when: a function of the seed and of the position alone.
+
+    Every epoch shows each of the `bins` (N,), numbers that faces share, in its own share of places, and they are mixed
+    at random. Inside a bin faces come without replacement, again and again in other orders. All bins have the same
+    share as far as no face comes more than `MOST_REPEATS` times as often as in a shuffle: rare faces are shown more
+    often, single ones are not learnt by heart. One bin for all is a shuffle.
+    """
+
+    def __init__(self, bins: Rows, seed: int) -> None:
+        self.seed = seed
+        self.members = [np.flatnonzero(bins == number) for number in np.unique(bins)]
+        counts = np.array([len(rows) for rows in self.members])
+        low, high = 0.0, float(len(bins))  # the level at which shares are cut fills an epoch
+        for _ in range(50):
+            level = (low + high) / 2
+            full = np.minimum(level, MOST_REPEATS * counts).sum() >= len(bins)
+            low, high = (low, level) if full else (level, high)
+        self.shares = np.maximum(1, np.round(np.minimum(high, MOST_REPEATS * counts))).astype(np.int64)
+        self._epoch = lru_cache(2)(self._mixed)
+
+    def __call__(self, position: int, count: int) -> Rows:
+        """The faces at `position`, ..., `position + count - 1`."""
+        length = int(self.shares.sum())
+        places = range(position, position + count)
+        return np.array([self._epoch(place // length)[place % length] for place in places], np.int64)
+
+    def _mixed(self, epoch: int) -> Rows:
+        shown = []
+        for number, (rows, share) in enumerate(zip(self.members, self.shares, strict=True)):
+            rounds, places = np.divmod(np.arange(epoch * share, (epoch + 1) * share), len(rows))
+            for turn in np.unique(rounds):
+                cards = np.random.default_rng([self.seed, number, int(turn)]).permutation(rows)
+                shown.append(cards[places[rounds == turn]])
+        return np.random.default_rng([self.seed, epoch]).permutation(np.concatenate(shown))
+
+
+def pose_bins(poses: NDArray[np.float64]) -> Rows:
+    """Numbers (N,) of the cells in which yaw and pitch (N, 2) lie; the faces of unknown pose share one."""
+    yaw, pitch = np.floor(np.clip(np.nan_to_num(poses), -90, 90) / POSE_CELL).astype(np.int64).T
+    return np.asarray(np.where(np.isnan(poses).any(1), -10_000, 100 * yaw + pitch), np.int64)
+
+
+class Loader:
+    """Makes the batch of any step.
+
+    On the CPU, OpenCV moves the faces one by one in some threads; `together` they are moved on the device, and come
+    from its memory if they are there. Every process draws the whole batch and makes its part: how many processes there
+    are does not change what is seen.
+    """
+
+    def __init__(
+        self,
+        people: Sequence[Faces],
+        recipe: DataRecipe,
+        seed: int,
+        device: torch.device,
+        rank: int,
+        world: int,
+        together: bool,  # by `augment.move_together`, else by `augment.move`
+        workers: Executor,
+    ) -> None:
+        self.people, self.recipe, self.seed, self.device = people, recipe, seed, device
+        self.together, self.workers = together, workers
+        self.share = recipe.batch // len(people)  # faces of each person in the whole batch
+        self.mine = np.concatenate([np.arange(rank, self.share, world) + i * self.share for i in range(len(people))])
+        self.person = self.mine // self.share
+        by_pose = recipe.sampling == "pose"
+        bins = [pose_bins(faces.poses()) if by_pose else np.zeros(len(faces), np.int64) for faces in people]
+        self.orders = [Order(numbers, seed + i) for i, numbers in enumerate(bins)]
+        placed = [found for faces in people if together and (found := faces.on(device)) is not None]
+        self.placed = placed if len(placed) == len(people) else []
+
+    def __call__(self, step: int) -> Batch:
+        people, share, kind, size = len(self.people), self.share, self.recipe.transfer, self.people[0].size
+        rows = np.concatenate([order(step * share, share) for order in self.orders])  # of the whole batch
+        plan = augment.draw(len(rows), size, self.recipe, [self.seed, step])[self.mine]
+        relit = (self.person == 0) & (kind != "none" and people > 1)
+        lent = np.flatnonzero(relit | plan.occluded)
+        lenders = np.where(relit, (people - 1) * share + plan.other % share, plan.other)[lent]
+        others = dict(zip(lent.tolist(), zip(*self._take(rows, lenders), strict=True), strict=True))
+        changed = relit | plan.occluded | plan.degraded
+        read = np.flatnonzero(changed) if self.placed else np.arange(len(changed))
+        images, masks = self._take(rows, self.mine[read])
+        inputs = images.copy() if plan.degraded.any() else images
+        out = None if self.together else augment.empty(len(read), size)
+
+        def work(numbers: Sequence[int]) -> None:
+            for number in numbers:
+                face, own = int(read[number]), int(plan.seed[read[number]])
+                if relit[face]:
+                    image, (mask, _) = others[face]
+                    colors = augment.colors(images[number], masks[number, 0]), augment.colors(image, mask)
+                    plan.color[face] = augment.after(plan.color[face], augment.transfer(kind, *colors, own))
+                if plan.occluded[face]:
+                    hidden = augment.occlude(images[number], masks[number], others[face][0], own)
+                    images[number], masks[number] = hidden
+                    inputs[number] = images[number]
+                if plan.degraded[face]:
+                    inputs[number] = augment.degrade(inputs[number], own)
+            if out is not None:
+                augment.move(inputs, images, masks, plan, self.recipe.blur_out, numbers, out)
+
+        parts = np.array_split(np.arange(len(read)), WORKERS)
+        list(self.workers.map(work, [part.tolist() for part in parts if len(part)]))
+        if out is None:
+            inputs_, images_, masks_ = self._together(rows, read, (inputs, images, masks))
+            out = augment.move_together(inputs_, images_, masks_, plan, self.recipe.blur_out)
+        input_, target, mask, priority = (found.to(self.device) for found in out)
+        return Batch(input_, target, mask, priority, self._send(self.person))
+
+    def _take(self, rows: Rows, numbers: Rows) -> tuple[augment.Image, augment.Image]:
+        """Images and masks of some faces of the whole batch, whose `rows` are known."""
+        size = self.people[0].size
+        images = np.empty((len(numbers), size, size, 3), np.uint8)
+        masks = np.empty((len(numbers), 2, size, size), np.uint8)
+        for person, faces in enumerate(self.people):
+            theirs = numbers // self.share == person
+            if theirs.any():
+                images[theirs], masks[theirs] = faces[rows[numbers[theirs]]]
+        return images, masks
+
+    def _together(self, rows: Rows, read: Rows, faces: Sequence[augment.Image]) -> list[Tensor]:
+        """Inputs, images and masks of our part on the device; those `read` replace what is there already."""
+        sent = [self._send(array) for array in faces]
+        if not self.placed:
+            return sent
+        whole = []
+        for i in range(2):  # images, masks
+            parts = [
+                held[i][self._send(rows[self.mine[self.person == person]])] for person, held in enumerate(self.placed)
+            ]
+            whole.append(torch.cat(parts))
+        found = [whole[0].clone(), *whole]
+        places = self._send(read)
+        for ours, theirs in zip(found, sent, strict=True):
+            ours[places] = theirs
+        return found
+
+    def _send(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+
+def settle(people: Sequence[Faces], device: torch.device, free: int) -> None:
+    """Copy the faces to the device, if all are in memory and take at most `DEVICE_SHARE` of its `free` bytes."""
+    if all(faces.on(device) for faces in people):
+        return
+    need = sum(faces.bytes for faces in people)
+    fits = need <= DEVICE_SHARE * free and all(faces.kept for faces in people)
+    for faces in people if fits else []:
+        faces.place(device)
+    where = "stay on" if fits else "are sent batch by batch to"
+    console.say(f"{sum(map(len, people))} faces ({need / 1e6:.0f} MB) {where} {device}")
+
+
 def batches(
     people: Sequence[Faces],
     recipe: DataRecipe,
@@ -153,46 +358,24 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches without end, from the one after `images` face images; each holds as many faces of every person.
 
-    With `world` processes each takes its own `1 / world` of every batch. The next batch is read while one trains.
+    With `world` processes each takes its own `1 / world` of every batch. The next batch is made while one trains.
     """
-    share = recipe.batch // len(people)
-    with ThreadPoolExecutor(1) as reader:
-        steps = count(images // (share * len(people)))
-        coming = reader.submit(_read, people, recipe, seed, next(steps), share, rank, world)
-        for step in steps:
-            inputs, faces, person = coming.result()
-            coming = reader.submit(_read, people, recipe, seed, step, share, rank, world)
-            # Metal lacks the bicubic sampling with repeated border of older torch releases: move on the CPU there.
-            place = torch.device("cpu") if device.type == "mps" else device
-            generator = torch.Generator(place).manual_seed(_mix(seed, step - 1, rank))
-            seen, pixels = (torch.from_numpy(array).to(place) for array in (inputs, faces))
-            input_, target, mask = (image.to(device) for image in augment.augment(seen, pixels, recipe, generator))
-            yield Batch(input_, target, mask, torch.zeros_like(mask), torch.from_numpy(person).to(device))
-
-
-def _read(
-    people: Sequence[Faces], recipe: DataRecipe, seed: int, step: int, share: int, rank: int, world: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
-    rows = [order(len(faces), seed + i, step * share, share)[rank::world] for i, faces in enumerate(people)]
-    faces = np.concatenate([faces[chosen] for faces, chosen in zip(people, rows, strict=True)])
-    person = np.repeat(np.arange(len(people)), [len(chosen) for chosen in rows])
-    return augment.degrade(faces[..., :3], recipe.degrade, _mix(seed, step, rank)), faces, person
-
-
-def order(size: int, seed: int, position: int, count: int) -> NDArray[np.int64]:
-    """Which of `size` images come at `position`, ..., `position + count - 1`: every epoch is a permutation."""
-    places = np.arange(position, position + count)
-    permutations = {epoch: np.random.default_rng([seed, int(epoch)]).permutation(size) for epoch in set(places // size)}
-    return np.array([permutations[place // size][place % size] for place in places], np.int64)
-
-
-def _mix(*numbers: int) -> int:
-    """One seed below 2**31 from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
+    together = device.type == "cuda"
+    if together:
+        settle(people, device, torch.cuda.mem_get_info(device)[0])
+    with ThreadPoolExecutor(WORKERS) as workers, ThreadPoolExecutor(1) as reader:
+        load = Loader(people, recipe, seed, device, rank, world, together, workers)
+        first = images // (load.share * len(people))
+        coming = reader.submit(load, first)
+        for step in count(first + 1):
+            batch = coming.result()
+            coming = reader.submit(load, step)
+            yield batch
 
 
 def still(faces: Faces, rows: Sequence[int], person: int, device: torch.device) -> Batch:
     """Faces as they are, without augmentation: for held-out measurements and previews."""
-    pixels = augment.to_float(torch.from_numpy(faces[rows]).to(device))
+    images, masks = (torch.from_numpy(array).to(device) for array in faces[rows])
+    pixels, drawn = augment.to_float(images), masks.float() / 255
     people = torch.full((len(rows),), person, dtype=torch.int64, device=device)
-    return Batch(pixels[:, :3], pixels[:, :3], pixels[:, 3:], torch.zeros_like(pixels[:, 3:]), people)
+    return Batch(pixels, pixels, drawn[:, :1].contiguous(), drawn[:, 1:].contiguous(), people)

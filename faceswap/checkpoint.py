@@ -48,6 +48,10 @@ class Progress:
     rate_scale: float = 1.0  # halved after every setback
     setbacks: int = 0  # times in a row that a loss was not finite and training went back
     best: float = float("inf")  # lowest held-out loss
+    measured: int = 0  # images at the last held-out measurement
+    bar: float = float("inf")  # held-out loss that counts as the last gain,
+    stale: int = 0  # and measurements since then
+    plateau: int = 0  # images where held-out faces stopped getting better; 0: not yet
 
 
 @dataclass
@@ -91,11 +95,30 @@ def read(path: Path) -> State:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); use another checkpoint") from None
+    _check_format(path, meta)
+    if meta.pop("checksum", "") != _checksum(tensors, meta):
+        raise CheckpointError(f"{path}: damaged, the checksum does not match; use another checkpoint")
+    return _said(path, meta, tensors)
+
+
+def read_header(path: Path) -> State:
+    """What a weight file says without its tensors, which are not read, nor is its checksum compared."""
+    try:
+        with safe_open(path, "pt") as file:
+            meta = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); use another checkpoint") from None
+    _check_format(path, meta)
+    return _said(path, meta, {})
+
+
+def _check_format(path: Path, meta: Mapping[str, str]) -> None:
     if meta.get("format") != FORMAT or meta.get("version") not in VERSIONS:
         found = f"format {meta.get('format')!r} version {meta.get('version')!r}"
         raise CheckpointError(f"{path}: expected a faceswap weight file up to version {VERSION}, found {found}")
-    if meta.pop("checksum", "") != _checksum(tensors, meta):
-        raise CheckpointError(f"{path}: damaged, the checksum does not match; use another checkpoint")
+
+
+def _said(path: Path, meta: Mapping[str, str], tensors: dict[str, Tensor]) -> State:
     try:
         recipe = config.check(config.parse(meta["recipe"], str(path)), str(path))
         progress, people = Progress(**json.loads(meta["progress"])), [str(name) for name in json.loads(meta["people"])]
@@ -143,6 +166,36 @@ def save(run: Path, state: State, keep: int) -> None:
         path.unlink()
 
 
+def _ours(run: Path) -> list[Path]:
+    """What a run consists of, as far as it is there."""
+    names = ["recipe.toml", FACESETS, "metrics.jsonl", "best.safetensors", "evaluation.html", "truth.html"]
+    names += ["events.out.tfevents.*", "previews/latest.png"]
+    found = [path for name in names for path in run.glob(name)]
+    return [*found, *run.glob("previews/" + "[0-9]" * 9 + ".png"), *states(run)]
+
+
+def check_folder(run: Path, overwrite: bool) -> None:
+    """`CheckpointError` if `run` is neither a run nor empty, or holds weights but no state to go on from."""
+    if run.exists() and not run.is_dir():
+        raise CheckpointError(f"{run}: a file; expected a folder for the run; choose another -o")
+    known = _ours(run)
+    if run / "best.safetensors" in known and not states(run) and not overwrite:
+        raise CheckpointError(
+            f"{run}: holds best.safetensors but no state to go on from; choose another -o, or add --overwrite"
+        )
+    for path in run.iterdir() if run.is_dir() and not states(run) else ():
+        if path not in known and path.name != "previews" and path.name[0] != ".":
+            raise CheckpointError(f"{run}: expected a run or an empty folder, found {path.name}; choose another -o")
+
+
+def clear_folder(run: Path, everything: bool) -> None:
+    """Make the folder of a run; remove what killed processes left in it, or all of an older run."""
+    run.mkdir(parents=True, exist_ok=True)
+    files.sweep_inside(run)
+    for path in _ours(run) if everything else ():
+        path.unlink()
+
+
 def find(path: Path) -> Path:
     """The weight file to draw with: `path` itself, or of a run the best, or else the newest state."""
     if path.is_dir():
@@ -177,7 +230,7 @@ def load_model(path: Path) -> tuple[FaceModel, State]:
 
 def new_model(recipe: Recipe, people: int) -> FaceModel:
     """A fresh model as the recipe says; its weights come from torch's random state."""
-    part = recipe.model
+    part = recipe.resolved().model
     shape = models.Shape(part.resolution, part.width, part.code, part.decoder, part.mask)
     return models.build(part.name, shape, people)
 

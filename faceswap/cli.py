@@ -9,6 +9,7 @@ import click
 
 import faceswap
 from faceswap.cli_faceset import faceset
+from faceswap.cli_train import train
 from faceswap.config import Recipe
 from faceswap.options import FILE, INTERRUPTED, Commands, Failure, Finite, budget, common, overwrite, show, whose
 
@@ -26,6 +27,7 @@ def main() -> None:
 
 
 main.add_command(faceset)
+main.add_command(train)
 
 
 @main.command()
@@ -84,9 +86,9 @@ def pretrain(faces: tuple[Path, ...], run: Path, overwrite: bool, recipe: Recipe
     \b
     Example: faceswap pretrain ffhq_faces -o base --minutes 600
     """
-    from faceswap.train import train
+    from faceswap.train import train as start
 
-    show_training(train(recipe, {"anyone": list(faces)}, run, device=device, overwrite=overwrite), as_json)
+    show_training(start(recipe, {"anyone": list(faces)}, run, device=device, overwrite=overwrite), as_json)
 
 
 @main.command()
@@ -130,10 +132,10 @@ def finetune(
     \b
     Example: faceswap finetune --source anna --target bert --base base -o anna_as_bert --minutes 60
     """
-    from faceswap.train import train
+    from faceswap.train import train as start
 
     people = {"source": list(sources), "target": list(targets)}
-    show_training(train(recipe, people, run, device=device, base=base, overwrite=overwrite), as_json)
+    show_training(start(recipe, people, run, device=device, base=base, overwrite=overwrite), as_json)
 
 
 @main.command()

@@ -52,7 +52,7 @@ class ExtractRecipe(Section):
 class ModelRecipe(Section):
     """What draws the faces."""
 
-    name: str = "df"  # a part of faceswap/models
+    name: str = "modulated"  # a part of faceswap/models, of df and liae with DeepFaceLab's letters: liae-ud
     resolution: int = Field(96, ge=32, le=1024, multiple_of=16)  # px, THE dial
     width: int = Field(0, ge=0, le=512)  # channels of the encoder's first stage; 0: by the dial
     code: int = Field(0, ge=0, le=8192)  # length of the bottleneck's code; 0: by the dial
@@ -97,7 +97,7 @@ class LossRecipe(Section):
     true_face: Weight = 0.0  # an adversary that tells people apart by their codes
     adversarial: Weight = 0.0  # an adversary that tells drawn patches from real ones
     patch: int = Field(0, ge=0, le=640)  # px, what that adversary sees at once; 0: an eighth of the resolution
-    adversarial_from: Share = 0.6  # part of the budget after which it sets in
+    adversarial_from: Share = 0.6  # part of the budget after which adversaries set in
 
 
 class StrategyRecipe(Section):
@@ -111,6 +111,8 @@ class TrainRecipe(Section):
 
     images: int = Field(0, ge=0)  # stop after so many face images; 0: no such limit
     minutes: float = Field(0, ge=0)  # stop after so much training time, over all sessions; 0: no such limit
+    until_plateau: bool = False  # stop once held-out faces get no better: first the rate falls, then it ends
+    patience: int = Field(10, ge=1)  # held-out measurements without a gain of 0.5 % that make a plateau
     rate: float = Field(0, ge=0)  # learning rate; 0: by the dial
     warmup: int = Field(1600, ge=0)  # images over which the rate rises from 0
     decay: Share = 0.3  # last part of the budget over which the rate falls to a hundredth
@@ -118,7 +120,11 @@ class TrainRecipe(Section):
     clip: Weight = 1.0  # largest norm of the gradient; 0: no limit
     ema: float = Field(0.999, ge=0, lt=1)  # exponential moving average of the weights, per step
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 on CUDA that has it, else float32
-    devices: int = Field(1, ge=1)  # processes side by side (DDP)
+    devices: int = Field(1, ge=1)  # processes side by side (DDP); under torchrun as many as it started
+    accumulate: int = Field(1, ge=1)  # parts that a batch goes through one after another: less memory, the same step
+    checkpointing: bool = False  # activations are computed again on the way back: less memory, a third slower
+    compile: bool = False  # torch.compile: minutes at the start, faster steps on CUDA
+    cuda_graphs: bool = False  # with compile, on CUDA: kernels are replayed, for small models that wait for the CPU
     save_minutes: float = Field(5, gt=0)  # time between checkpoints
     save_images: int = Field(0, ge=0)  # images between checkpoints; 0: by time alone
     keep: int = Field(2, ge=1)  # checkpoints kept
@@ -178,16 +184,16 @@ class Recipe(Section):
     def resolved(self) -> "Recipe":
         """A copy in which the dial has set what was left to it, by the resolution R in px.
 
-        Width 16 up to 96, 24 up to 160, then 48; code 128 up to 96, then 256; batch 16 up to 160, then 8; learning
-        rate 6e-4 * sqrt(64 / R).
+        Width 16 up to 96, 24 up to 160, 48 up to 256, then 64; code 128 up to 96, 256 up to 256, then 512; batch 16 up
+        to 160, then 8; learning rate 6e-4 * sqrt(64 / R).
         """
         size, part = self.model.resolution, self.model
-        width = part.width or (16 if size <= 96 else 24 if size <= 160 else 48)
+        width = part.width or (16 if size <= 96 else 24 if size <= 160 else 48 if size <= 256 else 64)
         decoder = part.decoder or width
         return self.changed(
             model={
                 "width": width,
-                "code": part.code or (128 if size <= 96 else 256),
+                "code": part.code or (128 if size <= 96 else 256 if size <= 256 else 512),
                 "decoder": decoder,
                 "mask": part.mask or 2 * math.ceil(decoder / 6),
             },

@@ -1,10 +1,47 @@
-"""Blocks that architectures share. Convention: (B, C, H, W) float, channels_last kept wherever it can be."""
+"""Blocks that architectures share. Convention: (B, C, H, W) float, channels_last kept wherever it can be.
+
+`Encoder`, `Inter` and `Decoder` are the parts of DeepFaceLab's DF and LIAE (Perov et al., arXiv 2005.05535), which
+differ in how they join them only. Their letters: `u` codes of one length, `d` drawn at half the size and split into
+sub-pixels, `t` one stage more and residuals in the encoder. These parts start as `glorot_` leaves them.
+"""
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 SLOPE = 0.1  # of the leaky rectifiers
+RESIDUAL_SLOPE = 0.2  # of those in the residuals of DF and LIAE
+
+
+def glorot_(module: nn.Module) -> None:
+    """Initialise a convolution or a linear layer uniformly by both its sides (Glorot & Bengio 2010), without bias.
+
+    For `Module.apply`: other modules are left as they are. It overrides how `SubPixels` and `Residual` start.
+    """
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # there is one
+
+
+def by_person(person: Tensor, people: int) -> tuple[list[Tensor], Tensor]:
+    """The rows of a batch by whom they are drawn as, for one pass per person; asks the device once.
+
+    person: (B,) int64 in [0, people). Gives for each person their rows (N,) int64, N may be 0, and the order (B,)
+    int64 that brings `torch.cat` of what was drawn, person by person, back into the batch's order.
+    """
+    order = person.argsort(stable=True)
+    counts = person.bincount(minlength=people).tolist()
+    return list(torch.split(order, counts)), order.argsort()
+
+
+def shuffle(x: Tensor) -> Tensor:
+    """(B, C * 4, H, W) -> (B, C, 2 * H, 2 * W): channel c * 4 + 2 * dy + dx is sub-pixel (dy, dx) of channel c.
+
+    DeepFaceLab orders them (2 * dy + dx) * C + c: who imports its weights permutes each convolution before this.
+    """
+    return F.pixel_shuffle(x, 2).contiguous(memory_format=torch.channels_last)  # which CUDA would lose
 
 
 def icnr_(weight: Tensor, factor: int = 2) -> None:
@@ -35,7 +72,7 @@ class SubPixels(nn.Module):
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # there is one
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x), 2)
+        return shuffle(self.conv(x))
 
 
 class Up(nn.Module):
@@ -52,15 +89,16 @@ class Up(nn.Module):
 class Residual(nn.Module):
     """Two convolutions beside a short cut (He et al., arXiv 1512.03385), starting as the identity."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, slope: float = SLOPE) -> None:
         super().__init__()
+        self.slope = slope
         self.first = nn.Conv2d(channels, channels, 3, 1, 1)
         self.second = nn.Conv2d(channels, channels, 3, 1, 1)
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]  # there is one
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x + self.second(F.leaky_relu(self.first(x), SLOPE)), SLOPE)
+        return F.leaky_relu(x + self.second(F.leaky_relu(self.first(x), self.slope)), self.slope)
 
 
 class PixelNorm(nn.Module):
@@ -68,3 +106,82 @@ class PixelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+
+
+class Encoder(nn.Sequential):
+    """Faces (B, 3, R, R) -> codes (B, `length`): a map of R / 16 px, R / 32 with `t`, flattened as C, H, W.
+
+    resolution: R, px. width: channels of the first stage. With `u` the root mean square of each code is 1.
+    """
+
+    length: int
+
+    def __init__(self, resolution: int, width: int, letters: str) -> None:
+        deep = "t" in letters
+        widths = [width * times for times in ((1, 2, 4, 8, 8) if deep else (1, 2, 4, 8))]
+        stages: list[nn.Module] = [Down(i, o) for i, o in pairwise([3, *widths])]
+        if deep:
+            stages.insert(1, Residual(width, RESIDUAL_SLOPE))
+            stages.append(Residual(widths[-1], RESIDUAL_SLOPE))
+        super().__init__(*stages, nn.Flatten(), *([PixelNorm()] if "u" in letters else []))
+        self.length = widths[-1] * (resolution // 2 ** len(widths)) ** 2
+
+
+class Inter(nn.Module):
+    """Codes (B, length) -> small maps (B, outward, S, S), through a bottleneck of `code` numbers.
+
+    S is R / 8 px, halved by each of `d` and `t`: R / 16 or R / 32 from the bottleneck, then doubled but with `t`.
+    """
+
+    def __init__(self, length: int, resolution: int, code: int, outward: int, letters: str) -> None:
+        super().__init__()
+        side = resolution // (32 if "d" in letters else 16)
+        self.shape = (outward, side, side)
+        self.narrow = nn.Linear(length, code)
+        self.spread = nn.Linear(code, outward * side * side)
+        self.up = nn.Identity() if "t" in letters else Up(outward, outward)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        small = self.spread(self.narrow(codes)).view(-1, *self.shape)
+        up: Tensor = self.up(small.contiguous(memory_format=torch.channels_last))  # which a view loses
+        return up
+
+
+class Quarters(nn.Module):
+    """Twice the size: a convolution for each of the sub-pixels (dy, dx) = (0, 0), (0, 1), (1, 0), (1, 1).
+
+    The first sees one pixel only, the others its neighbours too. They run as one, in half the time on a CPU.
+    """
+
+    def __init__(self, inward: int, outward: int) -> None:
+        super().__init__()
+        self.corner = nn.Conv2d(inward, outward, 1)
+        self.right, self.below, self.across = (nn.Conv2d(inward, outward, 3, 1, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.corner, self.right, self.below, self.across]
+        weights = [F.pad(self.corner.weight, (1, 1, 1, 1)), *(part.weight for part in parts[1:])]
+        weight = torch.stack(weights, 1).flatten(0, 1)  # (outward * 4, inward, 3, 3)
+        bias = torch.stack([part.bias for part in parts], 1).flatten()  # type: ignore[misc]  # there is one
+        return shuffle(F.conv2d(x, weight, bias, padding=1))
+
+
+class Decoder(nn.Module):
+    """Small maps (B, inward, S, S) of an `Inter` -> (B, 4, R, R) float32 in [0, 1]: red, green, blue and mask.
+
+    width, mask: half the channels of the last stage of the branch that draws the face, or the mask.
+    """
+
+    def __init__(self, inward: int, width: int, mask: int, letters: str) -> None:
+        super().__init__()
+        times = (8, 8, 4, 2) if "t" in letters else (8, 4, 2)
+        split = "d" in letters
+        drawn = pairwise([inward, *(width * by for by in times)])
+        where = pairwise([inward, *(mask * by for by in times), *([mask] if split else [])])
+        self.trunk = nn.Sequential(*(nn.Sequential(Up(i, o), Residual(o, RESIDUAL_SLOPE)) for i, o in drawn))
+        self.head = Quarters(width * 2, 3) if split else nn.Conv2d(width * 2, 3, 1)
+        self.mask = nn.Sequential(*(Up(i, o) for i, o in where), nn.Conv2d(mask if split else mask * 2, 1, 1))
+
+    def forward(self, small: Tensor) -> Tensor:
+        both = torch.cat([self.head(self.trunk(small)), self.mask(small)], 1)
+        return torch.sigmoid(both.float())  # bf16 rounds to 1 and stops learning

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,37 +16,35 @@ from torch.utils.tensorboard import SummaryWriter
 
 from faceswap import files
 
+if os.name == "posix":
+    import fcntl
+
+METRICS = "metrics.jsonl"
+
 
 class Monitor:
     """Writes into a run folder. Steps are counted in face images.
 
-    A run that continues from `images` drops what an interrupted session wrote beyond that point.
+    A run that continues from `images` drops what an interrupted session wrote beyond that point. Until it is closed,
+    or its process ends in whatever way, others see by `is_written` that the run goes on.
     """
 
     def __init__(self, run: Path, images: int) -> None:
         self.run = run
-        self._metrics = run / "metrics.jsonl"
-        kept = [line for line in self._lines() if isinstance(line, dict) and line.get("images", 0) <= images]
-        with files.whole_file(self._metrics, overwrite=True) as partial:
+        kept = [line for line in read(run) if line.get("images", 0) <= images]
+        with files.whole_file(run / METRICS, overwrite=True) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._metrics = (run / METRICS).open("a")
+        if os.name == "posix":
+            fcntl.flock(self._metrics, fcntl.LOCK_EX)
         self._board = SummaryWriter(str(run), purge_step=images + 1)
-
-    def _lines(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl that are whole: a kill may have cut the last one."""
-        lines = []
-        for text in self._metrics.read_text(errors="replace").splitlines() if self._metrics.exists() else []:
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-        return lines
 
     def scalars(self, images: int, values: Mapping[str, float]) -> None:
         """Keep figures of the moment; names are paths like `train/ssim`."""
         for name, value in values.items():
             self._board.add_scalar(name, value, images)
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"images": images, **values}) + "\n")
+        self._metrics.write(json.dumps({"images": images, **values}) + "\n")
+        self._metrics.flush()
 
     def preview(self, images: int, sheet: NDArray[np.uint8]) -> None:
         """Keep a preview (H, W, 3) uint8 RGB as previews/NNN.png, previews/latest.png and in TensorBoard."""
@@ -58,6 +57,31 @@ class Monitor:
 
     def close(self) -> None:
         self._board.close()
+        self._metrics.close()
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl that are whole: a kill may have cut the last one."""
+    path, lines = run / METRICS, []
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        lines += [line] if isinstance(line, dict) else []
+    return lines
+
+
+def is_written(run: Path) -> bool:
+    """Whether a process of this machine trains this run now; False where nobody can say (Windows)."""
+    if os.name != "posix" or not (run / METRICS).is_file():
+        return False
+    with (run / METRICS).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def sheet(columns: Sequence[Tensor], titles: Sequence[str]) -> NDArray[np.uint8]:

@@ -110,7 +110,8 @@ def common(command: F, default: Path | None = None) -> F:
         quiet: bool,
         **rest: Any,
     ) -> Any:
-        helper = os.environ.get("LOCAL_RANK", "0") != "0"  # a process that Fabric started beside the first
+        rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+        helper = rank != "0"  # a process that Fabric or torchrun started beside the first
         level = console.QUIET if quiet or helper else console.VERBOSE if verbose else console.NORMAL
         console.configure(level)
         return command(recipe=config.load(config_file, settings, seed), **rest)
@@ -148,17 +149,23 @@ def common(command: F, default: Path | None = None) -> F:
 
 
 def budget(command: F) -> F:
-    """--minutes and --images."""
+    """--minutes, --images and --until-plateau."""
 
-    def run(recipe: Recipe, minutes: float | None, images: int | None, **rest: Any) -> Any:
-        given = {"minutes": minutes, "images": images}
+    def run(recipe: Recipe, minutes: float | None, images: int | None, until_plateau: bool | None, **rest: Any) -> Any:
+        given = {"minutes": minutes, "images": images, "until_plateau": until_plateau}
         change = {name: value for name, value in given.items() if value is not None}
         return command(recipe=recipe.changed(train=change), **rest)
 
     limits = "Stop after so {} in all, earlier sessions of the run included."
     minutes = click.option("--minutes", type=Finite(0), help=limits.format("many minutes of training"))
     images = click.option("--images", type=click.IntRange(0), help=limits.format("many face images"))
-    return wrapped(command, run, [minutes, images])
+    plateau = click.option(
+        "--until-plateau",
+        is_flag=True,
+        default=None,
+        help="Stop once held-out faces get no better, at the latest at a limit given.",
+    )
+    return wrapped(command, run, [minutes, images, plateau])
 
 
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")

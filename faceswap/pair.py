@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faceswap import blend, checkpoint, color, console, extract, files, pretrained, swap, train
+from faceswap import blend, checkpoint, color, console, devices, extract, files, pretrained, steering, swap, train
 from faceswap.config import Recipe
-from faceswap.devices import resolve
 from faceswap.errors import CheckpointError, UsageError
 from faceswap.video import check_name, probe
 from faceswap.who import LARGEST, Finder, Who
@@ -43,10 +42,12 @@ def swap_pair(
     files.refuse_same(out, [source, target])
     files.refuse_existing(out, overwrite)
     work = work or out.with_suffix(".faceswap")
-    if not (recipe.train.images or recipe.train.minutes):
+    if devices.torchrun():
+        raise UsageError("swap under torchrun: every process would extract; use faceswap extract, then finetune")
+    if not steering.has_budget(recipe):
         console.say(f"training for {DEFAULT_MINUTES:g} minutes; --minutes or --images changes that")
         recipe = recipe.changed(train={"minutes": DEFAULT_MINUTES})
-    recipe, place = prepared(recipe), resolve(device)
+    recipe, place = prepared(recipe), devices.resolve(device)
     whose = {"source": LARGEST, "target": LARGEST} | dict(who or {})
     for name in whose:
         if whose[name].references and not (work / name).exists():

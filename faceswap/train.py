@@ -3,13 +3,11 @@
 import json
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -19,21 +17,20 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from faceswap import checkpoint, console, files, losses, models, strategies
+from faceswap import checkpoint, console, devices, files, losses, memory, models, monitor, steering, strategies
 from faceswap.batches import Batch, Faces, batches, split, still
 from faceswap.checkpoint import Progress, State
 from faceswap.config import Recipe
-from faceswap.devices import fabric_options
 from faceswap.errors import CheckpointError, RecipeError, TrainingError
 from faceswap.faceset import Entry, open_all
+from faceswap.interrupts import interrupts
 from faceswap.models import FaceModel
 from faceswap.monitor import Monitor, sheet
 
 PREVIEW_FACES = 6  # rows of the preview
 MEASURED_FACES = 64  # held-out faces per person that a measurement looks at
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision
-
 SETBACKS = 3  # in a row, before training gives up
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Report:
     seconds: float  # of training, over all sessions
     faces_per_second: float  # of this session; 0 if there was nothing left to do
     held_out: dict[str, float]  # the last measurement
-    reason: str  # "budget" or "interrupted"
+    reason: str  # "budget", "plateau" or "interrupted"
 
 
 def train(
@@ -60,19 +57,21 @@ def train(
     """Train a model on facesets, or go on where the run was interrupted.
 
     `RecipeError` without a budget, `FacesetError` for unusable facesets, `CheckpointError` if `run` or `base` is of
-    another architecture, `TrainingError` if the losses stay not finite or memory runs out.
+    another architecture or another process trains it, `TrainingError` if the losses stay not finite or memory is short.
     """
-    recipe = recipe.resolved()
+    recipe = devices.counted(recipe.resolved())
     check_recipe(recipe, len(people))
     entries = {name: split(open_all(folders), recipe.data.holdout) for name, folders in people.items()}
-    check_folder(run, overwrite)
+    checkpoint.check_folder(run, overwrite)
+    if monitor.is_written(run):
+        raise CheckpointError(f"{run}: another process trains it; wait for its end, stop it, or choose another -o")
     state = None if overwrite else checkpoint.latest(run)
     origin = open_base(base, recipe) if base is not None and state is None else None
     if base is not None and state is not None:
         console.say(f"{run}: goes on from its own weights, {base} is not needed")
-    fabric = Fabric(**fabric_options(device, recipe.train.devices, recipe.train.precision))
+    fabric = Fabric(**devices.fabric_options(device, recipe.train.devices, recipe.train.precision))
     fabric.launch()
-    try:
+    with memory.exhausted(fabric.device, recipe):
         trainer = Trainer(fabric, recipe, list(people), run)
         trainer.facesets = {name: [_from(run, folder) for folder in folders] for name, folders in people.items()}
         trainer.footage = {name: footage([*kept, *held]) for name, (kept, held) in entries.items()}
@@ -83,23 +82,27 @@ def train(
         finally:
             if trainer.monitor is not None:
                 trainer.monitor.close()
-    except torch.OutOfMemoryError:
-        raise TrainingError(
-            f"out of memory on {fabric.device}: lower data.batch (now {recipe.data.batch}), model.resolution "
-            f"({recipe.model.resolution}) or model.width ({recipe.model.width})"
-        ) from None
 
 
 def check_recipe(recipe: Recipe, people: int) -> None:
     """`UsageError` if a training with this recipe could not even begin."""
-    if not (recipe.train.images or recipe.train.minutes):
-        raise RecipeError("no budget: give --minutes M or --images N (train.minutes, train.images)")
-    step = people * recipe.train.devices
+    train, loss = recipe.train, recipe.loss.model_dump()
+    if not steering.has_budget(recipe):
+        raise RecipeError("no budget: give --minutes M or --images N (train.minutes, train.images), or --until-plateau")
+    if train.until_plateau and train.decay == 1:
+        raise RecipeError("train.decay = 1 with train.until_plateau: the rate falls after a plateau; set it below 1")
+    step = people * train.devices * train.accumulate
     if recipe.data.batch % step:
-        raise RecipeError(f"data.batch = {recipe.data.batch}: expected a multiple of {step} (people x devices)")
-    weights = recipe.loss.model_dump(exclude={"background"})
-    if not any(weights.values()):
-        raise RecipeError(f"every loss has the weight 0; set one of loss.{', loss.'.join(weights)} above it")
+        raise RecipeError(
+            f"data.batch = {recipe.data.batch}: expected a multiple of {step} (people x devices x accumulate)"
+        )
+    if not any(loss[name] for name in strategies.RECONSTRUCTION):
+        names = ", loss.".join(strategies.RECONSTRUCTION)
+        raise RecipeError(f"every loss has the weight 0; set one of loss.{names} above it")
+    for name in ("swap_back", "true_face"):
+        if loss[name] and people != 2:
+            raise RecipeError(f"loss.{name} = {loss[name]:g}: needs two people, found {people}; set it to 0")
+    losses.check(loss)
     models.load(recipe.model.name)
     strategies.SOCKET.load(recipe.strategy.name)
 
@@ -137,8 +140,10 @@ class Trainer:
         self.progress = Progress()
         self.held_out: dict[str, float] = {}
         self.monitor: Monitor | None = None  # of the first process alone
+        self.watch: steering.Watch | None = None  # likewise
         self.footage: dict[str, str] = {}
         self.facesets: dict[str, list[str]] = {}
+        self.asked: Callable[[], bool] = lambda: False  # whether somebody wants training to stop
         torch.manual_seed(recipe.seed)
         self.raw: FaceModel = checkpoint.new_model(recipe, len(people))
         weights = sum(weight.numel() for weight in self.raw.parameters())
@@ -147,33 +152,84 @@ class Trainer:
 
     def start(self, state: State | None, base: State | None) -> None:
         """Take the weights of the run's last state, or else of the base, or else the fresh ones."""
+        train = self.recipe.train
         if base is not None:
             self.raw.load_base(base.part("ema"))
             console.say(f"starting from a base of {base.progress.images} images")
+        self.fabric.to_device(self.raw).to(memory_format=torch.channels_last)
         groups = self.strategy.prepare(self.raw)
         for group in groups:
             group["base_lr"] = group["lr"]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.train.weight_decay, betas=(0.9, 0.99))
-        self.average = self.fabric.to_device(deepcopy(self.raw)).eval().requires_grad_(False)
-        wrapped = self.fabric.setup(self.raw, self.optimizer)
-        self.model, self.stepper = wrapped
+        self.average = deepcopy(self.raw).eval().requires_grad_(False)
+        if train.checkpointing:
+            console.detail(f"{memory.checkpointed(self.raw)} stages compute their activations again on the way back")
+        need, processes = self.estimate().at(self.faces_at_once), devices.on_this_host(train.devices)
+        memory.check(need, processes if self.fabric.device.type == "cpu" else 1, self.fabric.device, self.recipe)
+        fused = self.fabric.device.type in ("cuda", "cpu")  # a quarter of the time on both
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=train.weight_decay, betas=(0.9, 0.99), fused=fused)
+        model: nn.Module = self.raw
+        if train.compile:
+            model = cast(nn.Module, torch.compile(model, mode="reduce-overhead" if train.cuda_graphs else "default"))
+        self.model, self.stepper = self.fabric.setup(model, self.optimizer)
+        self.model.mark_forward_method("code")
         if state is not None:
-            difference = checkpoint.same_architecture(self.recipe, state.recipe, self.people, state.people)
-            if difference:
-                raise CheckpointError(
-                    f"{self.run}: {difference}; use its recipe, or another run folder (-o; of swap: --work)"
-                )
-            if state.recipe.data.holdout != self.recipe.data.holdout:
-                raise CheckpointError(
-                    f"{self.run}: holds {state.recipe.data.holdout:g} of the faces out of training, not "
-                    f"{self.recipe.data.holdout:g}, and faces once trained on stay so; keep data.holdout, or use "
-                    "another run folder (-o; of swap: --work)"
-                )
-            self.restore(state)
-            for name, before in state.footage.items():
-                if (now := self.footage[name]) != before:
-                    console.warn(f"{self.run}: the {name} now comes from {now}, so far it came from {before}")
-            console.say(f"{self.run}: continuing at {self.progress.images} images")
+            self._go_on(state)
+        if self.fabric.broadcast(self.progress.images) != self.progress.images:
+            raise CheckpointError(f"{self.run}: not the same on all hosts; it must lie where all of them see it")
+
+    def _go_on(self, state: State) -> None:
+        """Take a state of this run, if it is of our kind; what is not as it was is said."""
+        difference = checkpoint.same_architecture(self.recipe, state.recipe, self.people, state.people)
+        if difference:
+            raise CheckpointError(
+                f"{self.run}: {difference}; use its recipe, or another run folder (-o; of swap: --work)"
+            )
+        if state.recipe.data.holdout != self.recipe.data.holdout:
+            raise CheckpointError(
+                f"{self.run}: holds {state.recipe.data.holdout:g} of the faces out of training, not "
+                f"{self.recipe.data.holdout:g}, and faces once trained on stay so; keep data.holdout, or use "
+                "another run folder (-o; of swap: --work)"
+            )
+        self.restore(state)
+        for name, before in state.footage.items():
+            if (now := self.footage[name]) != before:
+                console.warn(f"{self.run}: the {name} now comes from {now}, so far it came from {before}")
+        changes = steering.differences(state.recipe, self.recipe)
+        changed = {key: change for key, change in changes.items() if key in steering.LIVE - steering.LIMITS}
+        if changed:
+            console.say(f"{self.run}: not as it was saved: {steering.in_words(changed)}")
+        if self.recipe.loss != state.recipe.loss:
+            steering.forget(self.progress)
+        console.say(f"{self.run}: continuing at {self.progress.images} images")
+
+    @property
+    def faces_at_once(self) -> int:
+        """Faces that go through the model together in one process."""
+        return self.recipe.data.batch // (self.recipe.train.devices * self.recipe.train.accumulate)
+
+    def estimate(self) -> memory.Estimate:
+        """What this training needs; nothing of it changes."""
+        weights = self._oppose(self.recipe.loss.model_dump())
+
+        def step(faces: int) -> None:
+            with self.fabric.autocast(), torch.random.fork_rng(self._cards()):
+                found = self.strategy.losses(self.raw, self.blank(faces), weights)
+            torch.stack(list(found.values())).sum().backward()  # type: ignore[no-untyped-call]
+            self.strategy.forget()
+
+        copies = 2 if self.fabric.world_size > 1 else 1
+        return memory.Estimate(self.raw, step, len(self.people), copies)
+
+    def _cards(self) -> list[torch.device]:
+        return [self.fabric.device] if self.fabric.device.type == "cuda" else []
+
+    def blank(self, faces: int) -> Batch:
+        """A batch of noise, as many of every person."""
+        side, place = self.recipe.model.resolution, self.fabric.device
+        noise = torch.rand(faces, 4, side, side, generator=torch.Generator().manual_seed(0)).to(place)
+        noise = noise.contiguous(memory_format=torch.channels_last)
+        person = torch.arange(len(self.people), device=place).repeat_interleave(faces // len(self.people))
+        return Batch(noise[:, :3], noise[:, :3], noise[:, 3:], torch.zeros_like(noise[:, 3:]), person)
 
     def read(self, people: Mapping[str, tuple[list[Entry], list[Entry]]]) -> None:
         """Read the images to train on and those held out."""
@@ -185,39 +241,57 @@ class Trainer:
 
     def loop(self) -> Report:
         """Train until the budget is used or somebody asks to stop; the last state is always saved."""
-        train, progress = self.recipe.train, self.progress
-        self._saved, first, began = time.monotonic(), progress.images, progress.seconds
+        progress = self.progress
+        first, began = progress.images, progress.seconds
+        self._saved, self._logged = time.monotonic(), (first, began)
         if self.fabric.is_global_zero:
-            clear_folder(self.run, everything=not progress.steps)
-            notes = {"recipe.toml": self.recipe.to_toml(), checkpoint.FACESETS: json.dumps(self.facesets, indent=1)}
-            for name, text in notes.items():
-                with files.whole_file(self.run / name, overwrite=True) as partial:
-                    partial.write_text(text)
-            self.monitor = Monitor(self.run, progress.images)
+            self.open_folder()
         if not progress.steps:
             self.save()  # somewhere to go back to
         label = "training" if len(self.people) > 1 else "pretraining"
         stopped = False
-        with console.Meter(label, train.images or None, "images") as meter, interrupts() as asked:
+        with console.Meter(label, self.recipe.train.images or None, "images") as meter, interrupts() as self.asked:
             meter.start_at(progress.images)
+            if (
+                progress.images // self.recipe.train.preview_images
+                > progress.measured // self.recipe.train.preview_images
+            ):
+                self.measure()  # which was interrupted
             while not self.done() and not stopped:
                 for values in self.session():
-                    if not train.images and self.progress.seconds:
-                        meter.total = self.progress.images * 60 * train.minutes / self.progress.seconds
+                    done = steering.share(self.progress, self.recipe)
+                    meter.total = self.progress.images / done if done else None
                     meter.note = f"loss {values['loss']:.4f}"
                     meter.advance(self.progress.images - meter.done)
-                    stopped = self._agree(asked())
+                    stopped = self._agree(self.asked())
                     if stopped or self.done():
                         break
-        if not stopped:
-            self.measure()
-        self.save()
+            if not stopped:
+                self.measure()
+                stopped = self._agree(self.asked())
+            self.save()
         seconds = self.progress.seconds - began
         rate = (self.progress.images - first) / seconds if seconds else 0.0
         if not self.fabric.is_global_zero:
-            raise SystemExit(0)  # Fabric started this process to train beside the first, which goes on alone
-        reason = "interrupted" if stopped else "budget"
+            raise SystemExit(0)  # started to train beside the first process, which goes on alone
+        reason = (
+            "interrupted"
+            if stopped
+            else "plateau"
+            if steering.ended_by_plateau(self.progress, self.recipe)
+            else "budget"
+        )
         return Report(self.run, self.progress.images, self.progress.seconds, rate, self.held_out, reason)
+
+    def open_folder(self) -> None:
+        """Make the run's folder, or ready it to go on."""
+        checkpoint.clear_folder(self.run, everything=not self.progress.steps)
+        notes = {"recipe.toml": self.recipe.to_toml(), checkpoint.FACESETS: json.dumps(self.facesets, indent=1)}
+        for name, text in notes.items():
+            with files.whole_file(self.run / name, overwrite=True) as partial:
+                partial.write_text(text)
+        self.monitor = Monitor(self.run, self.progress.images)
+        self.watch = steering.Watch(self.run / "recipe.toml")
 
     def session(self) -> Iterator[dict[str, float]]:
         """Steps from where progress stands, until a setback; gives the losses now and then."""
@@ -227,37 +301,71 @@ class Trainer:
         for batch in batches(self.faces, data, self.recipe.seed, progress.images, fabric.device, *here):
             before, found = progress.images, self.step(batch)
             bad = [name for name, value in found.items() if not math.isfinite(value)]
-            if self._agree(bool(bad)):
+            bad = [name for name in bad if name != "gradient"] or bad  # which follows from the others
+            late = time.monotonic() - self._saved > 60 * self.recipe.train.save_minutes
+            failed, seconds, due = self._common([float(bool(bad)), time.monotonic() - started, float(late)])
+            if failed:
                 self.set_back(bad or ["a loss of another process"])
                 return
             progress.images += len(batch.person) * fabric.world_size
             progress.steps += 1
-            progress.seconds += self._common(time.monotonic() - started)
-            self._now_and_then(before, found)
+            progress.seconds += seconds
+            self._now_and_then(before, found, due > 0)
             yield found
             started = time.monotonic()
 
     def step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; gives the losses, their sum `loss` and the gradient's norm `gradient`.
 
-        If the gradient is not finite nothing is changed.
+        If one of them is not finite nothing is changed.
         """
-        rate = self.recipe.train
-        factor = schedule(self.progress, self.recipe) * self.progress.rate_scale
+        train, weights = self.recipe.train, self._weights()
+        self._set_rate(steering.schedule(self.progress, self.recipe) * self.progress.rate_scale)
+        self.stepper.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for part, last in parts(batch, train.accumulate):
+            with self._together(last):
+                found = self.strategy.losses(self.model, part, weights)
+                found = {name: loss.float() / train.accumulate for name, loss in found.items()}
+                self.fabric.backward(torch.stack(list(found.values())).sum())
+            sums = {name: sums.get(name, 0) + loss.detach() for name, loss in found.items()}
+        norm = nn.utils.clip_grad_norm_(self.raw.parameters(), train.clip or math.inf)
+        numbers = torch.stack([*sums.values(), norm]).tolist()  # here the device is waited for, once
+        values = {"loss": sum(numbers[:-1]), **dict(zip([*sums, "gradient"], numbers, strict=True))}
+        if all(math.isfinite(value) for value in values.values()):
+            self.stepper.step()
+            self._average()
+            values |= self.strategy.step()
+        self.strategy.forget()
+        return values
+
+    def _set_rate(self, factor: float) -> None:
         for group in self.stepper.param_groups:
             group["lr"] = group["base_lr"] * factor
-        found = self.strategy.losses(self.model, batch, self.recipe.loss.model_dump())
-        total = torch.stack(list(found.values())).sum()
-        found = {"loss": total, **found}
-        self.stepper.zero_grad()
-        if bool(torch.isfinite(total)) or self.fabric.world_size > 1:  # DDP: all ranks must meet in backward
-            self.fabric.backward(total)
-            norm = nn.utils.clip_grad_norm_(self.raw.parameters(), rate.clip or math.inf)
-            found["gradient"] = norm
-            if bool(torch.isfinite(norm)):
-                self.stepper.step()
-                self._average()
-        return {name: float(value.detach()) for name, value in found.items()}
+        for adversary in self.strategy.adversaries.values():
+            for group in adversary.optimizer.param_groups:
+                group["lr"] = self.recipe.train.rate * factor
+
+    def _weights(self) -> dict[str, float]:
+        """The weights of the losses now."""
+        weights = self.recipe.loss.model_dump()
+        if steering.share(self.progress, self.recipe) < self.recipe.loss.adversarial_from:
+            weights |= dict.fromkeys(strategies.ADVERSARIAL, 0.0)
+        return self._oppose(weights)
+
+    def _oppose(self, weights: dict[str, float]) -> dict[str, float]:
+        """See to it that adversaries are there for the losses that have some."""
+        for name in strategies.ADVERSARIAL:
+            if weights[name] and name not in self.strategy.adversaries:
+                found = strategies.adversary(name, self.raw, self.recipe, self.fabric.device)
+                self.strategy.adversaries[name] = found
+        return weights
+
+    def _together(self, last: bool) -> AbstractContextManager[None]:
+        """Processes wait for each other's gradients in the last part of a batch."""
+        if last or self.fabric.world_size == 1:
+            return nullcontext()
+        return cast(AbstractContextManager[None], self.fabric.no_backward_sync(self.model))
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -266,57 +374,99 @@ class Trainer:
         averaged: list[Tensor] = list(self.average.parameters())
         current: list[Tensor] = list(self.raw.parameters())
         torch._foreach_lerp_(averaged, current, 1 - decay)
+        for mine, theirs in zip(self.average.buffers(), self.raw.buffers(), strict=True):
+            mine.copy_(theirs)
 
-    def _now_and_then(self, before: int, found: Mapping[str, float]) -> None:
+    def _now_and_then(self, before: int, found: Mapping[str, float], due: bool) -> None:
         train, images = self.recipe.train, self.progress.images
 
         def passed(every: int) -> bool:
             return bool(every) and before // every != images // every
 
-        if passed(train.log_images) and self.monitor is not None:
-            values = {f"train/{name}": value for name, value in found.items()}
-            values |= {"rate": self.stepper.param_groups[0]["lr"], "seconds": self.progress.seconds}
-            self.monitor.scalars(images, values)
+        if passed(train.log_images):
+            self.log(found)
+            self.reread()
         if passed(train.preview_images):
             self.measure()
-        if passed(train.save_images) or self._agree(time.monotonic() - self._saved > 60 * train.save_minutes):
+        if passed(train.save_images) or due:
             self.save()
 
-    def _common(self, value: float) -> float:
-        """The mean of a number over all processes: what hangs on it must be the same for all."""
+    def log(self, found: Mapping[str, float]) -> None:
+        """Keep the losses of the step, as a mean over all processes, and how the work goes."""
+        values = dict(zip([f"train/{name}" for name in found], self._common(list(found.values())), strict=True))
+        if self.monitor is None:
+            return
+        progress = self.progress
+        images, seconds = progress.images - self._logged[0], progress.seconds - self._logged[1]
+        self._logged = progress.images, progress.seconds
+        rate, done = images / max(seconds, 1e-9), steering.share(progress, self.recipe)
+        values |= {"rate": self.stepper.param_groups[0]["lr"], "seconds": progress.seconds}
+        values |= {"speed/faces_per_second": rate, "speed/memory_gb": memory.used(self.fabric.device) / memory.GB}
+        if done:
+            values["speed/seconds_left"] = progress.images * max(0.0, 1 / done - 1) / rate
+        self.monitor.scalars(progress.images, values)
+
+    def reread(self) -> None:
+        """Take over what somebody changed in the run's recipe.toml, as far as it may change on the way."""
+        recipe = self.fabric.broadcast(self.watch.look(self.recipe, self._may) if self.watch else None)
+        if recipe is None:
+            return
+        before, self.recipe = self.recipe, recipe
+        for group in self.stepper.param_groups:
+            group["base_lr"] *= recipe.train.rate / before.train.rate
+        if recipe.loss != before.loss:
+            steering.forget(self.progress)
+        self.save()  # should training go back, then not behind this
+
+    def _may(self, recipe: Recipe) -> None:
+        check_recipe(recipe, len(self.people))
+
+    def _common(self, values: list[float]) -> list[float]:
+        """The means of numbers over all processes: what hangs on them must be the same for all."""
         if self.fabric.world_size == 1:
-            return value
-        mine = torch.tensor(value, dtype=torch.float32, device=self.fabric.device)
-        return float(cast(Tensor, self.fabric.all_reduce(mine, reduce_op="mean")))
+            return values
+        mine = torch.tensor(values, dtype=torch.float32, device=self.fabric.device)
+        return cast(list[float], cast(Tensor, self.fabric.all_reduce(mine, reduce_op="mean")).tolist())
 
     def _agree(self, wish: bool) -> bool:
         """Whether any process wishes so: all must save and stop at the same step."""
-        return self._common(float(wish)) > 0
+        return self._common([float(wish)])[0] > 0
 
     def done(self) -> bool:
-        train = self.recipe.train
-        return (0 < train.images <= self.progress.images) or self._agree(
-            0 < 60 * train.minutes <= self.progress.seconds
-        )
+        return steering.share(self.progress, self.recipe) >= 1
 
     @torch.no_grad()
     def measure(self) -> None:
-        """Held-out loss and PSNR of the averaged weights, a preview, and the best weights kept."""
-        if self.monitor is None:
+        """Held-out loss and PSNR of the averaged weights, a preview, and the best weights kept.
+
+        The first process does it. If it is asked to stop meanwhile it leaves it at that.
+        """
+        values = self.fabric.broadcast(self.measured() if self.monitor is not None else None)
+        if values is None:
             return
+        self.held_out, progress = values, self.progress
+        loss = sum(v for n, v in values.items() if n.endswith("loss")) / len(self.people)
+        steering.judge(progress, loss, self.recipe)
+        if self.monitor is not None:
+            console.detail(f"at {progress.images} images " + ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
+            self.monitor.scalars(progress.images, values)
+            self.monitor.preview(progress.images, self.preview())
+        if loss < progress.best:
+            progress.best = loss
+            if self.monitor is not None:
+                checkpoint.write(self.run / "best.safetensors", self.state(averaged_only=True))
+
+    def measured(self) -> dict[str, float] | None:
+        """Loss and PSNR (dB, inside the face) of every person's held-out faces; None if asked to stop."""
         values: dict[str, float] = {}
         for index, (name, faces) in enumerate(zip(self.people, self.held, strict=True)):
-            found = [self._measured(still(faces, [row], index, self.fabric.device)) for row in range(len(faces))]
+            found = []
+            for row in range(len(faces)):
+                if self.asked():
+                    return None
+                found.append(self._measured(still(faces, [row], index, self.fabric.device)))
             values[f"held_out/{name}/loss"], values[f"held_out/{name}/psnr"] = np.mean(found, 0).tolist()
-        self.held_out = values
-        images = self.progress.images
-        console.detail(f"at {images} images " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-        self.monitor.scalars(images, values)
-        self.monitor.preview(images, self.preview())
-        loss = sum(v for n, v in values.items() if n.endswith("loss")) / len(self.people)
-        if loss < self.progress.best:
-            self.progress.best = loss
-            checkpoint.write(self.run / "best.safetensors", self.state(averaged_only=True))
+        return values
 
     def _measured(self, batch: Batch) -> tuple[float, float]:
         """Mean loss and PSNR (dB, inside the face) of a batch drawn by the averaged weights."""
@@ -366,6 +516,8 @@ class Trainer:
         if not averaged_only:
             tensors |= {f"model.{name}": tensor for name, tensor in self.raw.state_dict().items()}
             tensors |= checkpoint.pack_optimizer(self.optimizer)
+            for name, adversary in self.strategy.adversaries.items():
+                tensors |= {f"{name}.{part}": tensor for part, tensor in adversary.state_dict().items()}
             tensors["random.cpu"] = torch.get_rng_state()
             if self.fabric.device.type == "cuda":
                 tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
@@ -376,6 +528,11 @@ class Trainer:
         checkpoint.fit(self.raw, state.part("model"), str(self.run))
         checkpoint.fit(self.average, state.part("ema"), str(self.run))
         checkpoint.unpack_optimizer(self.optimizer, state.part("optimizer"))
+        self.strategy.adversaries.clear()
+        for name in strategies.ADVERSARIAL:
+            if saved := state.part(name):
+                self._oppose(dict.fromkeys(strategies.ADVERSARIAL, 0.0) | {name: 1.0})
+                self.strategy.adversaries[name].load_state_dict(saved, f"{self.run}: loss.{name}")
         random = state.part("random")
         torch.set_rng_state(random["cpu"])
         if "cuda" in random and self.fabric.device.type == "cuda":
@@ -391,66 +548,15 @@ class Trainer:
         self.fabric.barrier()
 
 
-def schedule(progress: Progress, recipe: Recipe) -> float:
-    """The learning rate in units of the recipe's: linear warm-up, then constant, then a cosine to a hundredth."""
-    train = recipe.train
-    done = progress.images / train.images if train.images else 0.0
-    if train.minutes:
-        done = max(done, progress.seconds / (60 * train.minutes))
-    factor = min(1.0, (progress.images + recipe.data.batch) / train.warmup) if train.warmup else 1.0
-    if train.decay and done > 1 - train.decay:
-        through = min(1.0, (done - (1 - train.decay)) / train.decay)
-        factor *= 0.01 + 0.99 * (1 + math.cos(math.pi * through)) / 2
-    return factor
-
-
-def _ours(run: Path) -> list[Path]:
-    """What a run consists of, as far as it is there."""
-    names = ["recipe.toml", checkpoint.FACESETS, "metrics.jsonl", "best.safetensors", "evaluation.html", "truth.html"]
-    names += ["events.out.tfevents.*", "previews/latest.png"]
-    found = [path for name in names for path in run.glob(name)]
-    return [*found, *run.glob("previews/" + "[0-9]" * 9 + ".png"), *checkpoint.states(run)]
-
-
-def check_folder(run: Path, overwrite: bool) -> None:
-    """`CheckpointError` if `run` is neither a run nor empty, or holds weights but no state to go on from."""
-    if run.exists() and not run.is_dir():
-        raise CheckpointError(f"{run}: a file; expected a folder for the run; choose another -o")
-    known = _ours(run)
-    if run / "best.safetensors" in known and not checkpoint.states(run) and not overwrite:
-        raise CheckpointError(
-            f"{run}: holds best.safetensors but no state to go on from; choose another -o, or add --overwrite"
-        )
-    for path in run.iterdir() if run.is_dir() and not checkpoint.states(run) else ():
-        if path not in known and path.name != "previews" and path.name[0] != ".":
-            raise CheckpointError(f"{run}: expected a run or an empty folder, found {path.name}; choose another -o")
-
-
-def clear_folder(run: Path, everything: bool) -> None:
-    """Make the folder of a run; remove what killed processes left in it, or all of an older run."""
-    run.mkdir(parents=True, exist_ok=True)
-    files.sweep_inside(run)
-    for path in _ours(run) if everything else ():
-        path.unlink()
-
-
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM become a wish that the loop reads between two steps; a second Ctrl-C stops at once."""
-    wishes: list[int] = []
-
-    def wish(number: int, _: object) -> None:
-        if wishes and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        wishes.append(number)
-        console.say("stopping after this step; Ctrl-C again to stop at once")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    old = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(wishes)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def parts(batch: Batch, count: int) -> Iterator[tuple[Batch, bool]]:
+    """A batch in `count` parts with as many faces of every person, each with whether it is the last."""
+    for i in range(count):
+        tensors = {field.name: getattr(batch, field.name)[i::count] for field in fields(batch)}
+        if count > 1:
+            tensors = {
+                name: tensor.contiguous(
+                    memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+                )
+                for name, tensor in tensors.items()
+            }
+        yield replace(batch, **tensors), i == count - 1

@@ -13,7 +13,7 @@ from faceswap.checkpoint import Progress, State
 from faceswap.config import Recipe, check
 from faceswap.errors import CheckpointError
 
-RECIPE = check({"model": {"resolution": 32, "width": 4, "code": 16}}, "test")
+RECIPE = check({"model": {"resolution": 32, "width": 4, "code": 16}}, "test").resolved()
 
 
 def state(images: int = 100, people: tuple[str, ...] = ("source", "target")) -> State:

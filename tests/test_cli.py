@@ -23,6 +23,7 @@ GROUPS = {
     "actors": ("clip", "faces"),
     "faceset": ("info", "sort", "filter", "sheet", "copy", "pack", "unpack", "import"),
     "pretrained": ("list", "show", "pull", "verify"),
+    "train": ("status", "find-rate", "find-batch"),
 }
 INSIDE = tuple(f"{group} {command}" for group, commands in GROUPS.items() for command in commands)
 TINY = [
@@ -54,7 +55,7 @@ def refused(status: int, *words: object) -> str:
 def run(facesets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "run"
     sides = ("--source", facesets["source"], "--target", facesets["target"])
-    faceswap("finetune", *sides, "-o", path, "--images", 40, "-q", *TINY)
+    faceswap("finetune", *sides, "-o", path, "--images", 40, "-q", *TINY, "--set", "train.log_images=8")
     return path
 
 
@@ -105,6 +106,50 @@ def test_swap(clips: dict[str, Path], tmp_path: Path) -> None:
     again = faceswap(*words, "--overwrite", "--json")
     assert "extracted already" in again.stderr
     assert json.loads(again.stdout)["training"]["faces_per_second"] == 0
+
+
+def test_train_status(run: Path) -> None:
+    text = faceswap("train", "status", run).stdout
+    assert "40 images" in text and "not running" in text and "100.0 % of the budget" in text and "psnr" in text
+    found = json.loads(faceswap("train", "status", run, "--json").stdout)
+    assert found["images"] == found["saved_images"] == 40 and found["running"] is False and found["share"] == 1
+    assert found["losses"].keys() >= {"loss", "ssim"} and 0 < found["best"] < 1
+    assert "found no state in it" in refused(1, "train", "status", run / "previews")
+
+
+def test_train_find_rate(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = faceswap("train", "find-rate", run, "--steps", 30, "--device", "cpu")
+    assert "suggestion: --set train.rate=" in result.stdout
+    report = json.loads(faceswap("train", "find-rate", run, "--steps", 30, "--json", "--device", "cpu").stdout)
+    assert report["images"] == 40 and report["rates"] == sorted(report["rates"])
+    assert len(report["rates"]) == len(report["losses"]) > 10
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_train_find_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faceswap.finders.LARGEST", 4)
+    result = faceswap("train", "find-batch", "--device", "cpu", *TINY)
+    assert "suggestion: --set data.batch=" in result.stdout and "stopped: 4 faces are the most" in result.stdout
+    monkeypatch.setattr("faceswap.memory.free", lambda device: 30_000_000)
+    monkeypatch.setattr("faceswap.finders.LARGEST", 4096)
+    report = json.loads(faceswap("train", "find-batch", "--people", 1, "--json", "--device", "cpu", *TINY).stdout)
+    assert [row["batch"] for row in report["rows"]] == [2**n for n in range(len(report["rows"]))]
+    assert report["largest"] < 4096 and report["suggestion"] <= report["largest"]
+
+
+def test_until_plateau_is_a_limit(facesets: dict[str, Path], tmp_path: Path) -> None:
+    more = (
+        "--until-plateau",
+        "--set",
+        "train.patience=1",
+        "--set",
+        "train.preview_images=4",
+        "--set",
+        "train.rate=1e-9",
+    )
+    result = faceswap("pretrain", facesets["source"], "-o", tmp_path / "b", *more, "--json", *TINY)
+    assert json.loads(result.stdout)["reason"] == "plateau" and "plateau at 8 images" in result.stderr
 
 
 def test_evaluate(run: Path, facesets: dict[str, Path], tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Tests of faceswap.devices: the device asked for, or a word on why not."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from faceswap import console, devices
+from faceswap.config import check
 from faceswap.errors import UsageError
 
 Machine = Callable[..., None]
@@ -76,9 +79,13 @@ def test_auto_says_so_when_it_falls_back_to_the_cpu(
     assert ["CPU, no GPU found" in line for line in said] == [True] * told
 
 
+def without_plugins(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "plugins"}
+
+
 def test_the_cpu_works_in_float32_by_itself() -> None:
     options = devices.fabric_options("cpu", 1, "auto")
-    assert options == {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
+    assert without_plugins(options) == {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": "32-true"}
     assert Fabric(**options).device == torch.device("cpu")
 
 
@@ -91,8 +98,8 @@ def test_only_cards_work_in_bf16_by_themselves(machine: Machine, name: str) -> N
 @pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_a_card_works_in_bf16_if_it_can(machine: Machine, bf16: bool, precision: str) -> None:
     machine(cuda=2, bf16=bf16)
-    expected = {"accelerator": "cuda", "devices": [1], "precision": precision}
-    assert devices.fabric_options("cuda:1", 1, "auto") == expected
+    expected = {"accelerator": "cuda", "devices": [1], "num_nodes": 1, "precision": precision}
+    assert without_plugins(devices.fabric_options("cuda:1", 1, "auto")) == expected
 
 
 def test_a_precision_that_was_asked_for_is_kept(machine: Machine) -> None:
@@ -122,3 +129,29 @@ def test_a_number_that_torch_cannot_hold_is_refused() -> None:
 def test_a_card_that_was_named_is_among_several(machine: Machine) -> None:
     machine(cuda=4)
     assert 3 in devices.fabric_options("cuda:3", 2, "auto")["devices"]
+
+
+def test_torchrun_says_how_many_there_are(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(cuda=4)
+    how = check({"train": {"devices": 3}}, "test")
+    assert devices.torchrun() is None and devices.counted(how) is how and devices.on_this_host(3) == 3
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert devices.torchrun() == (4, 2) and devices.counted(how).train.devices == 8 and devices.on_this_host(8) == 4
+    options = devices.fabric_options("cuda", 8, "auto")
+    assert (options["devices"], options["num_nodes"], options["strategy"]) == ([0, 1, 2, 3], 2, "ddp")
+    assert isinstance(options["plugins"][0], TorchElasticEnvironment)
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    with pytest.raises(UsageError, match="torchrun: 4 of 6 processes on this host; expected as many on every host"):
+        devices.torchrun()
+
+
+def test_slurm_around_us_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "7")
+    monkeypatch.setenv("SLURM_JOB_NAME", "training")
+    assert Fabric(**devices.fabric_options("cpu", 1, "auto")).world_size == 1
+
+
+def test_the_cpu_flushes_what_is_nearly_nothing() -> None:
+    devices.resolve("cpu")
+    assert (torch.tensor(1e-38) * 0.1).item() == 0

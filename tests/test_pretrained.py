@@ -18,7 +18,7 @@ from facenet_pytorch import InceptionResnetV1
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from faceswap import checkpoint, console, embedding, files, landmarks, pretrained
+from faceswap import checkpoint, console, embedding, files, landmarks, perceptual, pretrained
 from faceswap.checkpoint import State
 from faceswap.cli import main
 from faceswap.config import Recipe
@@ -161,6 +161,7 @@ def test_what_ships_is_sound_and_says_where_it_comes_from() -> None:
     files_there = {path.name for path in (ROOT / "pretrained").glob("*.safetensors")}
     assert files_there <= {entry.file for entry in pretrained.entries().values()}
     assert pretrained.known(FACENET).file == embedding.FACENET_FILE and FACENET in embedding.FACENET_AGAIN
+    assert pretrained.known("vgg16").file == perceptual.FILE and "pull vgg16" in perceptual.REMEDY
 
 
 @pytest.mark.parametrize(
@@ -504,6 +505,26 @@ def test_another_network_is_refused(
     with pytest.raises(CheckpointError, match=rf"a\.pt: .*{why}.*; give another file with --from"):
         pretrained.pull(FACENET, tmp_path / "a.pt")
     assert inside(mine) == []
+
+
+def test_vgg16_is_pulled_and_its_first_part_kept(shipped: Path, server: Server, mine: Path, tmp_path: Path) -> None:
+    write_manifest(shipped, table("vgg16", origin=server.url))
+    tensors = {name: torch.randn(own.shape) for name, own in perceptual.Features().state_dict().items()}
+    torch.save(
+        tensors | {"classifier.6.bias": torch.zeros(1000)}, tmp_path / "a.pth", _use_new_zipfile_serialization=False
+    )
+    server.content = (tmp_path / "a.pth").read_bytes()
+    assert pretrained.pull("vgg16").path == mine / perceptual.FILE
+    perceptual.network.cache_clear()
+    found = perceptual.network(torch.device("cpu")).state_dict()
+    perceptual.network.cache_clear()
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    for change, why in ((torch.zeros(3), r"is \[3\], not \[64\]"), (torch.full((64,), torch.nan), "not finite in")):
+        torch.save(tensors | {"features.0.bias": change}, tmp_path / "b.pth")
+        with pytest.raises(
+            CheckpointError, match=rf"b\.pth: expected the weights of VGG16.*{why}.*; give another file"
+        ):
+            pretrained.pull("vgg16", tmp_path / "b.pth", overwrite=True)
 
 
 # The command line and the tool

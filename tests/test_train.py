@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from faceswap import checkpoint, train
 from faceswap.batches import Batch
 from faceswap.config import Recipe, check, load
 from faceswap.errors import CheckpointError, FacesetError, RecipeError, TrainingError
+from faceswap.monitor import Monitor
 from faceswap.strategies import full
-from faceswap.train import schedule
 
 STEPS, BATCH = 20, 4
 
@@ -169,7 +170,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(facesets: dict[str, Path], tmp_path:
 
 def test_a_run_leaves_what_a_user_looks_for(through: Path) -> None:
     lines = [json.loads(line) for line in (through / "metrics.jsonl").read_text().splitlines()]
-    assert {"train/loss", "train/ssim", "train/l1", "train/mask", "rate", "seconds"} < set(lines[0])
+    assert {"train/loss", "train/ssim", "train/l1", "train/mask", "train/gradient", "rate", "seconds"} < set(lines[0])
+    assert {"speed/faces_per_second", "speed/seconds_left", "speed/memory_gb"} < set(lines[0])
     measured = [line for line in lines if "held_out/source/psnr" in line]
     assert [line["images"] for line in measured] == [40, 80, 80]
     assert recipe().resolved() == load(through / "recipe.toml")
@@ -178,6 +180,11 @@ def test_a_run_leaves_what_a_user_looks_for(through: Path) -> None:
     assert {"000000040.png", "000000080.png"} < {path.name for path in (through / "previews").iterdir()}
     assert list(through.glob("events.out.tfevents.*"))
     assert (through / "best.safetensors").stat().st_size < checkpoint.states(through)[0].stat().st_size / 3
+
+
+def lines_of(run: Path, name: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if name in line]
 
 
 def test_training_makes_held_out_faces_better(facesets: dict[str, Path], tmp_path: Path) -> None:
@@ -255,6 +262,9 @@ def test_minutes_are_a_budget_too(facesets: dict[str, Path], tmp_path: Path) -> 
     assert 0.6 <= report.seconds < 5 and report.images > 0
 
 
+TRIALS = 2  # calls before the first step: two small batches tell how much memory is needed
+
+
 class Poisoned(full.Full):
     """Losses that are not finite whenever `batch` says so."""
 
@@ -278,7 +288,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int], bool]) -> list[
 def test_nan_goes_back_names_the_loss_and_lowers_the_rate(
     facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = poison(monkeypatch, lambda call: call == 12)
+    said = poison(monkeypatch, lambda call: call == TRIALS + 12)
     report = fit(tmp_path / "run", facesets, recipe(train={"save_images": 20}))
     assert len(said) == 1 and "loss, l1 not finite at 44 images: back to 40" in said[0]
     state = newest(tmp_path / "run")
@@ -289,25 +299,11 @@ def test_nan_goes_back_names_the_loss_and_lowers_the_rate(
 def test_nan_that_comes_again_and_again_ends_the_training(
     facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = poison(monkeypatch, lambda call: call > 7)
+    said = poison(monkeypatch, lambda call: call > TRIALS + 7)
     with pytest.raises(TrainingError, match=r"l1 not finite 4 times near 20 images.*lower train.rate"):
         fit(tmp_path / "run", facesets, recipe(train={"save_images": 20}))
     assert len(said) == train.SETBACKS
     assert all(torch.isfinite(tensor).all() for tensor in newest(tmp_path / "run").part("model").values())
-
-
-def test_schedule_warms_up_holds_and_falls() -> None:
-    how = recipe(train={"images": 1000, "warmup": 100, "decay": 0.3})
-
-    def at(images: int) -> float:
-        return schedule(checkpoint.Progress(images=images), how)
-
-    assert at(0) == pytest.approx(BATCH / 100)
-    assert at(100) == at(400) == at(699) == 1
-    assert at(850) == pytest.approx(0.505, abs=1e-3)
-    assert at(1000) == pytest.approx(0.01)
-    values = [at(images) for images in range(700, 1001, 10)]
-    assert values == sorted(values, reverse=True)
 
 
 def test_mistakes_are_said_before_anything_is_read(facesets: dict[str, Path], tmp_path: Path) -> None:
@@ -315,6 +311,12 @@ def test_mistakes_are_said_before_anything_is_read(facesets: dict[str, Path], tm
         fit(tmp_path / "run", facesets, recipe(train={"images": 0}))
     with pytest.raises(RecipeError, match=r"data.batch = 4: expected a multiple of 6"):
         fit(tmp_path / "run", facesets, recipe(train={"devices": 3}))
+    with pytest.raises(RecipeError, match=r"expected a multiple of 8 \(people x devices x accumulate\)"):
+        fit(tmp_path / "run", facesets, recipe(train={"accumulate": 4}))
+    with pytest.raises(RecipeError, match=r"train.decay = 1 with train.until_plateau"):
+        fit(tmp_path / "run", facesets, recipe(train={"decay": 1.0, "until_plateau": True}))
+    with pytest.raises(RecipeError, match=r"loss.swap_back = 0.5: needs two people, found 1"):
+        fit(tmp_path / "run", {"anyone": facesets["source"]}, recipe(loss={"swap_back": 0.5}))
     with pytest.raises(FacesetError, match=r"nothing: expected a faceset"):
         fit(tmp_path / "run", facesets | {"target": tmp_path / "nothing"})
     assert not (tmp_path / "run").exists()
@@ -338,15 +340,6 @@ def test_a_folder_of_other_things_is_left_alone(facesets: dict[str, Path], tmp_p
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
-def test_two_processes_train_one_model(facesets: dict[str, Path], tmp_path: Path) -> None:
-    both = command(tmp_path / "run", facesets, "train.devices=2")
-    done = subprocess.run(both, capture_output=True, text=True, check=False, timeout=180)
-    assert done.returncode == 0, done.stderr
-    state = newest(tmp_path / "run")
-    assert state.progress.images == STEPS * BATCH and state.progress.steps == STEPS
-    assert len(done.stdout.splitlines()) == 1
-
-
 def test_weights_without_a_state_are_not_thrown_away(facesets: dict[str, Path], through: Path, tmp_path: Path) -> None:
     shutil.copytree(through, tmp_path / "run")
     for path in checkpoint.states(tmp_path / "run"):
@@ -359,7 +352,7 @@ def test_weights_without_a_state_are_not_thrown_away(facesets: dict[str, Path], 
 
 def test_no_loss_at_all_keeps_the_old_run(facesets: dict[str, Path], through: Path, tmp_path: Path) -> None:
     shutil.copytree(through, tmp_path / "run")
-    nothing = recipe(loss={"ssim": 0.0, "l1": 0.0, "mask": 0.0})
+    nothing = recipe(loss={"ssim": 0.0, "l1": 0.0, "mask": 0.0, "adversarial": 1.0, "priority": 1.0})
     with pytest.raises(RecipeError, match=r"every loss has the weight 0; set one of loss.ssim"):
         fit(tmp_path / "run", facesets, nothing, overwrite=True)
     same(tmp_path / "run", through)
@@ -369,3 +362,249 @@ def test_a_damaged_diary_does_not_stop_a_run(facesets: dict[str, Path], through:
     shutil.copytree(through, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_bytes(b"5\n\xff\xfe{")
     assert fit(tmp_path / "run", facesets).reason == "budget"
+
+
+def losses_of(run: Path) -> list[float]:
+    return [line["train/loss"] for line in lines_of(run, "train/loss")]
+
+
+def test_a_batch_in_parts_is_the_same_step(facesets: dict[str, Path], tmp_path: Path) -> None:
+    for parts in (1, 2, 4):
+        how = recipe(data={"batch": 8}, train={"accumulate": parts, "log_images": 8, "preview_images": 10**6})
+        fit(tmp_path / str(parts), facesets, how)
+    whole = losses_of(tmp_path / "1")
+    assert len(whole) == 10 and len(set(whole)) == 10
+    for parts in ("2", "4"):
+        assert losses_of(tmp_path / parts) == pytest.approx(whole, abs=1e-5)
+    for name, tensor in newest(tmp_path / "1").part("model").items():
+        torch.testing.assert_close(newest(tmp_path / "4").part("model")[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_checkpointing_trains_the_same(facesets: dict[str, Path], through: Path, tmp_path: Path) -> None:
+    fit(tmp_path / "run", facesets, recipe(train={"checkpointing": True}))
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(through), abs=1e-5)
+
+
+def test_compile_is_asked_for(facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fake(model: nn.Module, mode: str) -> nn.Module:
+        asked.append(mode)
+        return model
+
+    monkeypatch.setattr(torch, "compile", fake)
+    few = {"images": 8, "compile": True}
+    fit(tmp_path / "a", facesets, recipe(train=few))
+    fit(tmp_path / "b", facesets, recipe(train=few | {"cuda_graphs": True}))
+    fit(tmp_path / "c", facesets, recipe(train={"images": 8}))
+    assert asked == ["default", "reduce-overhead"]
+
+
+def test_convolutions_see_channels_last(
+    facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[bool] = []
+    start = train.Trainer.start
+
+    def hooked(self: train.Trainer, *given: Any) -> None:
+        start(self, *given)
+        for part in self.raw.modules():
+            if isinstance(part, nn.Conv2d):
+                met.append(part.weight.is_contiguous(memory_format=torch.channels_last))
+                part.register_forward_hook(
+                    lambda _, seen, out: met.extend(t.is_contiguous(memory_format=torch.channels_last) for t in seen)
+                )
+
+    monkeypatch.setattr(train.Trainer, "start", hooked)
+    fit(tmp_path / "run", facesets, recipe(train={"images": 8, "accumulate": 2}, data={"batch": 8}))
+    assert len(met) > 20 and all(met)
+
+
+def test_memory_that_does_not_suffice_is_said_before_anything_is_written(
+    facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faceswap.memory.free", lambda device: 1_000_000)
+    with pytest.raises(
+        TrainingError, match=r"training needs 0.0\d GB \(weights .* cpu has 0.00 GB free: lower data.batch"
+    ):
+        fit(tmp_path / "run", facesets)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stops_on_a_plateau_and_so_does_one_that_was_interrupted(
+    facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = recipe(
+        train={"images": 0, "until_plateau": True, "patience": 2, "decay": 0.25, "rate": 1e-9, "preview_images": 8}
+    )
+    report = fit(tmp_path / "through", facesets, how)
+    state = newest(tmp_path / "through")
+    assert report.reason == "plateau" and report.images == 32 and state.progress.plateau == 24
+    for asked in (4, 6, 7):  # some of them among the faces of a measurement
+        run = tmp_path / str(asked)
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "interrupts", lambda asked=asked: interrupt_after(asked))
+            assert fit(run, facesets, how).reason == "interrupted"
+        assert fit(run, facesets, how).images == 32
+        same(run, tmp_path / "through")
+        assert replace(newest(run).progress, seconds=0.0) == replace(state.progress, seconds=0.0)
+
+
+def edit_at(images: int, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Edit the run's recipe.toml when so many images are logged; what is said goes to the list."""
+    said: list[str] = []
+    log = train.Trainer.log
+
+    def edited(self: train.Trainer, found: Mapping[str, float]) -> None:
+        log(self, found)
+        if self.progress.images == images:
+            change(self.run / "recipe.toml")
+
+    monkeypatch.setattr(train.Trainer, "log", edited)
+    monkeypatch.setattr("faceswap.console.say", said.append)
+    monkeypatch.setattr("faceswap.console.warn", said.append)
+    return said
+
+
+def test_a_recipe_that_is_edited_takes_effect_on_the_way(
+    facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(path: Path) -> None:
+        how = load(path)
+        path.write_text(how.changed(train={"rate": how.train.rate / 4, "images": 56}, loss={"mask": 0.0}).to_toml())
+
+    said = edit_at(40, change, monkeypatch)
+    report = fit(tmp_path / "run", facesets, recipe(train={"warmup": 0, "decay": 0.0}))
+    assert report.images == 56 and len([line for line in said if "loss.mask 0.2 -> 0.0" in line]) == 1
+    lines = lines_of(tmp_path / "run", "train/loss")
+    assert ["train/mask" in line for line in lines] == [True] * 5 + [False] * 2
+    assert lines[-1]["rate"] == pytest.approx(lines[0]["rate"] / 4)
+    assert newest(tmp_path / "run").recipe.loss.mask == 0
+
+
+def test_an_edit_that_may_not_be_leaves_the_run_as_it_was(
+    facesets: dict[str, Path], through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = edit_at(40, lambda path: path.write_text(path.read_text().replace("width = 4", "width = 8")), monkeypatch)
+    fit(tmp_path / "run", facesets)
+    same(tmp_path / "run", through)
+    assert len([line for line in said if "model.width 4 -> 8 needs a new start" in line]) == 1
+
+
+def test_other_weights_than_saved_are_said(
+    facesets: dict[str, Path], through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("faceswap.console.say", said.append)
+    shutil.copytree(through, tmp_path / "run")
+    fit(tmp_path / "run", facesets, recipe(train={"images": 88}, loss={"l1": 0.5}))
+    assert [line for line in said if "not as it was saved: loss.l1 0.6 -> 0.5" in line]
+
+
+def test_a_run_that_is_trained_is_not_trained_twice(facesets: dict[str, Path], through: Path, tmp_path: Path) -> None:
+    shutil.copytree(through, tmp_path / "run")
+    monitor = Monitor(tmp_path / "run", 80)
+    with pytest.raises(CheckpointError, match="another process trains it"):
+        fit(tmp_path / "run", facesets)
+    monitor.close()
+    fit(tmp_path / "run", facesets)
+
+
+ADVERSE = {"loss": {"swap_back": 0.1, "adversarial": 0.1, "patch": 8, "adversarial_from": 0.3}}
+
+
+def test_adversaries_set_in_and_go_on_exactly(
+    facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = recipe(**ADVERSE)
+    fit(tmp_path / "through", facesets, how)
+    lines = lines_of(tmp_path / "through", "train/loss")
+    assert ["train/adversarial" in line for line in lines] == [False] * 3 + [True] * 7
+    assert all("train/swap_back" in line for line in lines) and "train/adversarial_adversary" in lines[-1]
+    for steps in (3, 12):  # before they are there, and after
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "interrupts", lambda steps=steps: interrupt_after(steps))
+            fit(tmp_path / str(steps), facesets, how)
+        torch.manual_seed(5)
+        fit(tmp_path / str(steps), facesets, how)
+        assert {name.partition(".")[0] for name in newest(tmp_path / str(steps)).tensors} > {"adversarial"}
+        same(tmp_path / str(steps), tmp_path / "through")
+
+
+def test_true_face_tells_people_apart_by_their_codes(facesets: dict[str, Path], tmp_path: Path) -> None:
+    fit(tmp_path / "run", facesets, recipe(loss={"true_face": 0.05, "adversarial_from": 0.5}))
+    lines = lines_of(tmp_path / "run", "train/loss")
+    assert ["train/true_face" in line for line in lines] == [False] * 5 + [True] * 5
+    assert lines[-1]["train/true_face_adversary"] == pytest.approx(0.69, abs=0.2)
+    assert any(name.startswith("true_face.discriminator.") for name in newest(tmp_path / "run").tensors)
+
+
+def test_adversaries_meet_all_parts_of_a_batch(facesets: dict[str, Path], tmp_path: Path) -> None:
+    for parts in (1, 2):
+        how = recipe(data={"batch": 8}, train={"accumulate": parts}, **ADVERSE)
+        fit(tmp_path / str(parts), facesets, how)
+    found = [line["train/adversarial_adversary"] for line in lines_of(tmp_path / "2", "train/adversarial_adversary")]
+    whole = [line["train/adversarial_adversary"] for line in lines_of(tmp_path / "1", "train/adversarial_adversary")]
+    assert found == pytest.approx(whole, abs=1e-4) and len(whole) == 7
+
+
+@pytest.mark.parametrize("when", ["stepping", "measuring", "reading a batch", "reading all"])
+def test_sigterm_saves_and_leaves_within_ten_seconds(when: str, facesets: dict[str, Path], tmp_path: Path) -> None:
+    run, mark = tmp_path / "run", tmp_path / "there"
+    script = TERMINATED.format(tests=str(Path(__file__).parent), mark=str(mark), when=when)
+    arguments = command(run, facesets, "train.images=400000", "train.preview_images=40")[3:]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        cwd=Path(__file__).parents[1],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(mark, process)  # type: ignore[arg-type]
+    asked = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 10
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    if when != "reading all":
+        assert newest(run).progress.images >= (40 if when == "measuring" else 0)
+    else:
+        assert not run.exists()
+
+
+TERMINATED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from faceswap import batches, cli, interrupts, train
+when, mark = {when!r}, Path({mark!r})
+interrupts.PATIENCE = 4.0
+
+def slow(module, name, seconds, nap, calls=0):
+    work = getattr(module, name)
+    def slowed(*given, **more):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            mark.touch()
+            for _ in range(int(seconds / nap)):
+                time.sleep(nap)
+        return work(*given, **more)
+    setattr(module, name, slowed)
+
+if when == "stepping":
+    slow(train.Trainer, "step", 30, 30, 3)  # as a step of a large model: no end in sight
+elif when == "measuring":
+    slow(train.Trainer, "_measured", 0.5, 0.5, 3)  # each face; 4 would not be reached in time
+elif when == "reading a batch":
+    slow(batches.Faces, "__getitem__", 30, 30, 8)
+else:
+    slow(batches, "read_images", 0.5, 0.5)
+    read = batches.read_images
+    def trickle(*given):
+        for face in read(*given):
+            time.sleep(0.5)
+            yield face
+    batches.read_images = trickle
+cli.main(sys.argv[1:])
+"""

@@ -527,8 +527,8 @@ def test_looking_at_a_frame_does_not_change_it(clip: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le"])
 @pytest.mark.parametrize("rotation", [0, 90])
 def test_a_part_is_cut_out_of_the_image(tmp_path: Path, pixel_format: str, rotation: int) -> None:
-    size = (210, 118)
-    clip = make_clip(tmp_path / "in.mp4", frames=1, size=size, pixel_format=pixel_format, sound=False, rotation=rotation)
+    how = {"pixel_format": pixel_format, "rotation": rotation}
+    clip = make_clip(tmp_path / "in.mp4", frames=1, size=(210, 118), sound=False, **how)  # type: ignore[arg-type]
     for box in [(0, 0, 30, 20), (33, 41, 90, 97), (50, 1, 118, 118), (17, 100, 18, 101)]:
         (frame,) = read_frames(clip)
         part, (height, width) = frame.part(*box), frame.shape

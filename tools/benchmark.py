@@ -2,6 +2,7 @@
 
     python tools/benchmark.py extract [CLIP...] [--json]
     python tools/benchmark.py jitter [CLIP...] [--json]
+    python tools/benchmark.py train [--json] [--minutes M] [--resolution R...] [--part PART...] [--set KEY=VALUE]
 
 `extract`: the whole of `faceswap extract` (decoding, finding, following, writing), in a process of its own, against the
 naive loop `facenet_pytorch.MTCNN(keep_all=True).detect(frame, landmarks=True)`, which writes nothing, on the same
@@ -13,6 +14,9 @@ and all of them (0.7 and more): among these are plants, hands and hair, which ex
 `jitter`: how much the crop of the clip's largest face shakes while the head is still (it moves by less than 0.4 % of
 the distance between the eyes per frame), in percent of that distance per coordinate: root mean square of the second
 differences / sqrt(6), see `faceswap.tracks.jitter`; by MTCNN's points, by the landmarks, and after smoothing.
+
+`train`: what the pipeline costs over its network, its speed beside plain PyTorch, the loader alone, and how soon the
+model is as good as others; see `tools/benchmark_train.py`. About 20 minutes plus three times --minutes per pair.
 """
 
 import argparse
@@ -29,6 +33,7 @@ import numpy as np
 CLIPS = ("actor_a", "walking_720p", "stage_cuts", "crowd_1080p")
 DATA = Path(__file__).parents[2] / "shared" / "data" / "clips"
 SURE = {"recall": 0.95, "recall_90": 0.9, "recall_any": 0.0}  # least probability of the faces that count
+PARTS = ("overhead", "plain", "loader", "quality", "gpu")  # of the measurement of training
 STILL = 0.004  # of the distance between the eyes per frame: slower heads are still
 SAME = 0.4  # IoU of boxes of one face
 
@@ -128,12 +133,53 @@ def jitter(clip: Path) -> dict[str, Any]:
     return result
 
 
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    import benchmark_train
+
+    from faceswap.config import load, load_benchmark
+
+    def say(line: str) -> None:
+        if not options.json:
+            print(line, file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        return benchmark_train.run(
+            load(options.recipe, options.set),
+            Path(folder),
+            protocol=load_benchmark(),
+            parts=options.part,
+            resolutions=options.resolution,
+            minutes=options.minutes,
+            seconds=options.seconds,
+            pairs=options.pairs,
+            device=options.device,
+            say=say,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["extract", "jitter"])
-    parser.add_argument("clips", nargs="*", type=Path, help="default: the four real clips, where a workplace has them")
-    parser.add_argument("--json", action="store_true", help="print JSON only")
+    kinds = parser.add_subparsers(dest="what", required=True)
+    for what in ("extract", "jitter"):
+        kind = kinds.add_parser(what)
+        kind.add_argument(
+            "clips", nargs="*", type=Path, help="default: the four real clips, where a workplace has them"
+        )
+    kind = kinds.add_parser("train")
+    kind.add_argument("--minutes", type=float, default=10, help="of training per model and pair, for the quality")
+    kind.add_argument("--seconds", type=float, default=60, help="about so long for each row of the rest")
+    kind.add_argument("--resolution", type=int, nargs="+", default=[64, 128, 256], metavar="R", help="px")
+    kind.add_argument("--part", nargs="+", default=PARTS, choices=PARTS)
+    kind.add_argument("--pairs", type=int, default=1, help="how many of configs/benchmark.toml, for the quality")
+    kind.add_argument("--recipe", type=Path, help="as of faceswap train")
+    kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of faceswap train")
+    kind.add_argument("--device", default="auto")
+    for kind in kinds.choices.values():
+        kind.add_argument("--json", action="store_true", help="print JSON only")
     options = parser.parse_args()
+    if options.what == "train":
+        print(json.dumps(train(options), indent=1))
+        return
     clips = options.clips or [path for name in CLIPS if (path := DATA / f"{name}.mp4").exists()]
     if not clips:
         parser.error(f"no clip given, and none found in {DATA}")

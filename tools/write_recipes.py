@@ -21,7 +21,22 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "swap_64": ("A pair at 64 px: the quickest, for small faces.", {"model": {"resolution": 64}}),
     "swap_96": ("A pair at 96 px, the default: twenty minutes on two CPU cores.", {}),
     "swap_128": ("A pair at 128 px: a GPU, or a CPU over night.", {"model": {"resolution": 128}}),
+    "swap_192": ("A pair at 192 px: a GPU.", {"model": {"resolution": 192}, "extract": {"size": 384}}),
     "swap_256": ("A pair at 256 px: a GPU.", {"model": {"resolution": 256}, "extract": {"size": 512}}),
+    "swap_384": ("A pair at 384 px: a large GPU.", {"model": {"resolution": 384}, "extract": {"size": 768}}),
+    "swap_512": (
+        "A pair at 512 px, faces that fill half of a 1080p frame: a large GPU and days.",
+        {"model": {"resolution": 512}, "extract": {"size": 1024}},
+    ),
+    "liae_ud_128": (
+        "DeepFaceLab's default network, liae-ud 128 with dims 256/64/64/22, its losses and its learning rate: a GPU.",
+        {
+            "model": {"name": "liae-ud", "resolution": 128, "code": 256, "width": 64, "decoder": 64, "mask": 22},
+            "data": {"batch": 8},
+            "loss": {"ssim": 5.0, "l1": 0.0, "mse": 10.0, "mask": 10.0, "background": 0.0},
+            "train": {"rate": 5e-5},
+        },
+    ),
     "pretrain_96": (
         "A base of many people at 96 px, for swap_96 to start from.",
         {"data": {"warp": 0.01}, "train": {"ema": 0.9995}},

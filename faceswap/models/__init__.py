@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from faceswap.errors import UsageError
+from faceswap.errors import RecipeError, UsageError
 from faceswap.registry import Socket
 
 SOCKET = Socket("faceswap.models", "model")
@@ -29,6 +29,15 @@ class Shape:
     letters: str = ""  # variants, by a letter each
 
 
+def require_multiple(shape: Shape, of: int) -> None:
+    """`RecipeError` unless the resolution is a multiple of `of` px, to be halved evenly."""
+    low = shape.resolution // of * of
+    if low != shape.resolution:
+        letters = f" with the letters {shape.letters!r}" if shape.letters else ""
+        near = " or ".join(f"--set model.resolution={size}" for size in (low, low + of) if size)
+        raise RecipeError(f"model.resolution = {shape.resolution}: expected a multiple of {of}{letters}; try {near}")
+
+
 class FaceModel(nn.Module):
     """What every architecture offers."""
 
@@ -40,6 +49,10 @@ class FaceModel(nn.Module):
 
         Gives the drawn faces, like `faces`, and where they are faces: (B, 1, R, R) float in [0, 1].
         """
+
+    @abstractmethod
+    def code(self, faces: Tensor) -> Tensor:
+        """What the bottleneck says of `faces`, whoever they are drawn as: (B, N) or (B, C, H, W), any range."""
 
     @abstractmethod
     def load_base(self, weights: Mapping[str, Tensor]) -> None:

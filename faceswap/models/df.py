@@ -2,85 +2,43 @@
 
 Because all faces pass through one small code, what the code says (pose, expression, gaze, light) is common to all;
 because each decoder has seen one person only, it draws that person, whoever the code comes from. The idea is the
-"deepfakes" autoencoder of 2017 in DeepFaceLab's form (Perov et al., arXiv 2005.05535).
+"deepfakes" autoencoder of 2017 in DeepFaceLab's form (Perov et al., arXiv 2005.05535), with its letters u, d and t.
 """
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from faceswap.layers import SLOPE, Down, PixelNorm, Residual, SubPixels, Up
-from faceswap.models import FaceModel, Shape
+from faceswap.layers import Decoder, Encoder, Inter, by_person, glorot_
+from faceswap.models import FaceModel, Shape, require_multiple
 
-STAGES = 4  # halvings of the encoder, doublings of a decoder
-
-
-class Encoder(nn.Sequential):
-    """Faces (B, 3, R, R) -> code (B, code)."""
-
-    def __init__(self, resolution: int, width: int, code: int) -> None:
-        widths = [3] + [width * 2**stage for stage in range(STAGES)]
-        downs = [Down(i, o) for i, o in pairwise(widths)]
-        flat = widths[-1] * (resolution // 2**STAGES) ** 2
-        super().__init__(*downs, nn.Flatten(), PixelNorm(), nn.Linear(flat, code))
-
-
-class Bottleneck(nn.Module):
-    """Code (B, code) -> small map (B, C, R/16, R/16)."""
-
-    def __init__(self, resolution: int, code: int, channels: int) -> None:
-        super().__init__()
-        self.shape = (channels, resolution // 2**STAGES, resolution // 2**STAGES)
-        self.spread = nn.Linear(code, channels * self.shape[1] * self.shape[2])
-
-    def forward(self, code: Tensor) -> Tensor:
-        small = F.leaky_relu(self.spread(code), SLOPE).view(-1, *self.shape)
-        return small.contiguous(memory_format=torch.channels_last)  # a view loses it
-
-
-class Decoder(nn.Module):
-    """Small map (B, C, R/16, R/16) -> faces (B, 3, R, R) and mask (B, 1, R, R)."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        stages: list[nn.Module] = []
-        for stage in reversed(range(1, STAGES)):
-            stages += [Up(channels, width * 2**stage), Residual(width * 2**stage)]
-            channels = width * 2**stage
-        self.trunk = nn.Sequential(*stages)  # to half the size; the head draws sub-pixels
-        self.head = SubPixels(channels, 4)
-
-    def forward(self, small: Tensor) -> tuple[Tensor, Tensor]:
-        drawn = torch.sigmoid(self.head(self.trunk(small)).float())  # bf16 rounds to 1 and stops learning
-        return drawn[:, :3], drawn[:, 3:]
+LETTERS = "udt"
 
 
 class DF(FaceModel):
     """See `faceswap.models.FaceModel`."""
 
-    def __init__(self, resolution: int, width: int, code: int, people: int) -> None:
+    def __init__(self, shape: Shape, people: int) -> None:
         super().__init__()
+        letters, code = shape.letters, shape.code
+        require_multiple(shape, 32 if set(letters) & set("dt") else 16)
         self.people = people
-        channels = width * 4
-        self.encoder = Encoder(resolution, width, code)
-        self.bottleneck = Bottleneck(resolution, code, channels)
-        self.decoders = nn.ModuleList(Decoder(channels, width) for _ in range(people))
-        self.to(memory_format=torch.channels_last)
+        self.encoder = Encoder(shape.resolution, shape.width, letters)
+        self.inter = Inter(self.encoder.length, shape.resolution, code, code, letters)
+        self.decoders = nn.ModuleList(Decoder(code, shape.decoder, shape.mask, letters) for _ in range(people))
+        self.apply(glorot_).to(memory_format=torch.channels_last)
+
+    def code(self, faces: Tensor) -> Tensor:
+        code: Tensor = self.inter(self.encoder(faces.contiguous(memory_format=torch.channels_last)))
+        return code
 
     def forward(self, faces: Tensor, person: Tensor) -> tuple[Tensor, Tensor]:
-        small = self.bottleneck(self.encoder(faces.contiguous(memory_format=torch.channels_last)))
-        drawn = faces.new_empty(faces.shape)
-        mask = faces.new_empty(faces.shape[0], 1, *faces.shape[2:])
-        for index, decoder in enumerate(self.decoders):
-            rows = (person == index).nonzero().squeeze(1)
-            if len(rows):
-                face, where = decoder(small[rows])
-                drawn = drawn.index_copy(0, rows, face.to(drawn.dtype))
-                mask = mask.index_copy(0, rows, where.to(mask.dtype))
-        return drawn, mask
+        small = self.code(faces)
+        rows, back = by_person(person, self.people)
+        drawn = [decoder(small[own]) for decoder, own in zip(self.decoders, rows, strict=True) if len(own)]
+        both = torch.cat(drawn)[back]
+        return both[:, :3], both[:, 3:]
 
     def load_base(self, weights: Mapping[str, Tensor]) -> None:
         spread: dict[str, Tensor] = {}
@@ -92,4 +50,4 @@ class DF(FaceModel):
 
 
 def build(shape: Shape, people: int) -> FaceModel:
-    return DF(shape.resolution, shape.width, shape.code, people)
+    return DF(shape, people)

@@ -1,0 +1,73 @@
+"""Tests of faceswap.finders on losses that are known; the commands are tried in test_cli.py."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from faceswap import finders, memory
+from faceswap.checkpoint import Progress
+from faceswap.config import check
+from faceswap.errors import TrainingError, UsageError
+
+TINY = {"model": {"resolution": 32, "width": 4, "code": 16}}
+
+
+def ranged(loss: Any, monkeypatch: pytest.MonkeyPatch) -> finders.RateReport:
+    """A range test where the loss is a function of the rate."""
+    group = {"base_lr": 0.0}
+    trainer: Any = SimpleNamespace(
+        progress=Progress(images=7),
+        recipe=check({}, "test"),
+        run=Path("run"),
+        faces=[],
+        fabric=SimpleNamespace(device=torch.device("cpu")),
+        stepper=SimpleNamespace(param_groups=[group]),
+        step=lambda batch: {"loss": loss(group["base_lr"])},
+    )
+    monkeypatch.setattr(finders, "batches", lambda *_: iter(range(1000)))
+    return finders._range_test(trainer, 100, 0.5)
+
+
+def test_the_suggestion_is_a_tenth_of_where_the_loss_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = ranged(lambda rate: 1 - 0.3 * min(rate / 1e-3, 1) if rate < 1e-2 else 2.0, monkeypatch)
+    assert report.rates[0] == pytest.approx(1e-6) and report.images == 7 and report.now == 0.5
+    assert 0.9e-3 < report.suggestion < 1.5e-3 and report.rates[-1] < 0.05, "it stops where all is lost"
+
+
+def test_it_ends_where_the_loss_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = ranged(lambda rate: 1 - rate if rate < 1e-2 else float("nan"), monkeypatch)
+    assert max(report.rates) < 1e-2 and report.suggestion <= 1e-3
+
+
+def test_a_loss_that_only_grows_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainingError, match="no rate above 1e-06 lowers the loss"):
+        ranged(lambda rate: 1 + rate * 1e6, monkeypatch)
+
+
+def test_the_batch_is_no_larger_than_memory_and_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = {2: 10.0, 4: 19.0, 8: 30.0, 16: 31.0, 32: 31.2}
+    monkeypatch.setattr(finders, "_faces_per_second", lambda trainer, faces: speed[faces])
+    report = finders.find_batch(check(TINY, "test"), device="cpu")
+    assert [row.batch for row in report.rows] == list(speed) and report.suggestion == 8
+    assert report.stopped == "two doublings made it no faster" and report.largest == 32
+    full = [0]
+
+    def crowded(trainer: Any, faces: int) -> float:
+        if faces > 4:
+            raise torch.OutOfMemoryError
+        full[0] = faces
+        return float(faces)
+
+    monkeypatch.setattr(finders, "_faces_per_second", crowded)
+    report = finders.find_batch(check(TINY, "test"), device="cpu")
+    assert full == [4] and report.suggestion == 4 and report.stopped == "8 faces ran out of memory"
+
+
+def test_no_batch_at_all_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "check", lambda *_: None)
+    monkeypatch.setattr(memory, "free", lambda device: 1000)
+    with pytest.raises(UsageError, match=r"no batch fits: 2 faces would need .* lower data.batch"):
+        finders.find_batch(check(TINY, "test"), device="cpu")
