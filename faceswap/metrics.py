@@ -44,7 +44,7 @@ TABLE: dict[str, Measure] = {
     "psnr": Measure("PSNR", "dB", np.inf, "10 log10(1 / mean squared difference) inside the face; capped at 100"),
     "psnr_laid": Measure("laid-in PSNR", "dB", np.inf, "PSNR where the face is laid in: what the network can change"),
     "ssim": Measure("SSIM", "", 1, "structural similarity inside the face, Gaussian window 11 px, sigma 1.5"),
-    "ms_ssim": Measure("MS-SSIM", "", 1, "SSIM over five scales (three for crops below 176 px) inside the face"),
+    "ms_ssim": Measure("MS-SSIM", "", 1, "SSIM over five scales (three for crops up to 160 px) inside the face"),
     "landmarks": Measure("landmarks", "%", 0, "mean distance of five detected points, % of the eyes' distance"),
     "pose": Measure("pose", "°", 0, "angle between two head rotations, each fitted to five detected points"),
     "expression": Measure("expression", "%", 0, "deviation over time of the expression fitted to it, % of range"),

@@ -55,8 +55,8 @@ def test_a_swap_that_repeats_the_target_is_exposed(
     shutil.copytree(run, same)
     state = checkpoint.read(same / "best.safetensors")
     for name in list(state.tensors):
-        if ".decoders.0." in name:
-            state.tensors[name] = state.tensors[name.replace(".decoders.0.", ".decoders.1.")].clone()
+        if name.endswith(".who.weight"):  # who is drawn is all that the two people do not share
+            state.tensors[name] = state.tensors[name][[1, 1]]
     checkpoint.write(same / "best.safetensors", state)
     found = evaluate.evaluate(same, tiny, device="cpu")
     row = found.tables["the swap against the target"]["swap"]

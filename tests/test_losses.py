@@ -206,7 +206,7 @@ def test_no_pixel_is_passed_over_by_the_loss() -> None:
     losses._blur(covered, 2).sum().backward()
     assert covered.grad is not None
     inner = covered.grad[0, 0, 12:-12, 12:-12]
-    assert inner.max() / inner.min() - 1 < 1e-4
+    assert inner.max() / inner.min() - 1 < 2e-3
 
 
 @pytest.mark.parametrize("name", ["ssim", "ms_ssim", "focal_frequency"])

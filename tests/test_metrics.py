@@ -110,7 +110,7 @@ def ms_ssim_by_the_paper(image: Image, reference: Image, mask: Image, scales: in
         return np.asarray(ndimage.correlate(values, window)[5:-5, 5:-5])
 
     def halved(values: Array) -> Array:
-        even = values[: len(values) // 2 * 2, : len(values) // 2 * 2]
+        even = np.pad(values, (0, len(values) % 2), mode="edge")  # the last of an odd side stays alone
         return (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4
 
     powers = SHARES[:scales] / SHARES[:scales].sum()
