@@ -106,8 +106,12 @@ def _warp(image: Image, matrix: Matrix, shape: tuple[int, int], border: int) -> 
         return cv2.warpAffine(image, matrix, shape, flags=cv2.INTER_CUBIC, borderMode=border)
     shift = np.array([[0.0, 0.0, (fine - 1) / 2]] * 2)  # a cell's centre falls on the pixel's centre
     finer = (shape[0] * fine, shape[1] * fine)
+    # With a fourth channel OpenCV samples in half the time, to the same result: worth it unless the image is large.
+    fourth = image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size < 4 * finer[0] * finer[1]
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA) if fourth else image
     warped = cv2.warpAffine(image, matrix * fine + shift, finer, flags=cv2.INTER_LINEAR, borderMode=border)
-    return cv2.resize(warped, shape, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(warped, shape, interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small, cv2.COLOR_RGBA2RGB) if fourth else small
 
 
 def resize(image: Image, size: int) -> Image:

@@ -205,3 +205,11 @@ def test_16_bits_become_8_by_rounding() -> None:
     shallow = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(align.as_uint8(shallow.astype(np.uint16) * 257), shallow)
     np.testing.assert_array_equal(align.as_uint8(shallow), shallow)
+
+
+def test_the_quick_way_of_small_images_changes_nothing() -> None:
+    random = np.random.default_rng(0)
+    face = cv2.GaussianBlur(random.integers(0, 256, (300, 300, 3), np.uint8), (0, 0), 2)
+    matrix = np.array([[0.5, 0.02, 3.0], [-0.02, 0.5, 4.0]])
+    by_channel = [align.crop(np.ascontiguousarray(face[..., i]), matrix, 150) for i in range(3)]
+    np.testing.assert_array_equal(align.crop(face, matrix, 150), np.dstack(by_channel))
