@@ -240,7 +240,7 @@ def _degradations() -> Any:
                 [
                     A.ImageCompression(quality_range=(30, 90), p=1),
                     A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 1.2), p=1),
-                    A.MotionBlur(blur_limit=(3, 5), p=1),
+                    A.MotionBlur(blur_limit=(3, 5), direction_range=(0, 0), allow_shifted=False, p=1),  # in place
                     A.GaussNoise(std_range=(0.01, 0.06), p=1),
                     A.Sharpen(alpha=(0.05, 0.3), lightness=(1, 1), p=1),  # its default lightness darkens
                     A.Downscale(

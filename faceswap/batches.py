@@ -355,6 +355,7 @@ def batches(
     device: torch.device,
     rank: int = 0,
     world: int = 1,
+    reserve: int = 0,  # bytes of the device that faces must leave alone
 ) -> Iterator[Batch]:
     """Batches without end, from the one after `images` face images; each holds as many faces of every person.
 
@@ -362,7 +363,7 @@ def batches(
     """
     together = device.type == "cuda"
     if together:
-        settle(people, device, torch.cuda.mem_get_info(device)[0])
+        settle(people, device, torch.cuda.mem_get_info(device)[0] - reserve)
     with ThreadPoolExecutor(WORKERS) as workers, ThreadPoolExecutor(1) as reader:
         load = Loader(people, recipe, seed, device, rank, world, together, workers)
         first = images // (load.share * len(people))

@@ -160,10 +160,12 @@ def latest(run: Path) -> State | None:
 
 
 def save(run: Path, state: State, keep: int) -> None:
-    """Write the state of a run and remove all but the newest `keep`."""
-    write(run / f"state-{state.progress.images:09d}.safetensors", state)
-    for path in states(run)[keep:]:
-        path.unlink()
+    """Write the state of a run and keep the newest `keep` up to it; those beyond it were damaged, and passed over."""
+    path = run / f"state-{state.progress.images:09d}.safetensors"
+    write(path, state)
+    found = states(run)
+    for old in found[found.index(path) + keep :]:
+        old.unlink()
 
 
 def _ours(run: Path) -> list[Path]:

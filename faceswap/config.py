@@ -5,7 +5,6 @@ defaults below; unknown keys are refused. One dial, `model.resolution`, fixes wi
 they are given.
 """
 
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +55,7 @@ class ModelRecipe(Section):
     resolution: int = Field(96, ge=32, le=1024, multiple_of=16)  # px, THE dial
     width: int = Field(0, ge=0, le=512)  # channels of the encoder's first stage; 0: by the dial
     code: int = Field(0, ge=0, le=8192)  # length of the bottleneck's code; 0: by the dial
-    decoder: int = Field(0, ge=0, le=512)  # channels of the decoder's last stage; 0: as width
+    decoder: int = Field(0, ge=0, le=512)  # half the channels of the decoder's last stage; 0: as width
     mask: int = Field(0, ge=0, le=512)  # the same of the mask's own branch, of df and liae; 0: a third of decoder
 
 
@@ -96,6 +95,7 @@ class LossRecipe(Section):
     swap_back: Weight = 0.0  # a face drawn as the other and back again, against itself
     true_face: Weight = 0.0  # an adversary that tells people apart by their codes
     adversarial: Weight = 0.0  # an adversary that tells drawn patches from real ones
+    r1: Weight = 0.0  # how much adversaries are held steady by a penalty on their gradient
     patch: int = Field(0, ge=0, le=640)  # px, what that adversary sees at once; 0: an eighth of the resolution
     adversarial_from: Share = 0.6  # part of the budget after which adversaries set in
 
@@ -195,7 +195,7 @@ class Recipe(Section):
                 "width": width,
                 "code": part.code or (128 if size <= 96 else 256 if size <= 256 else 512),
                 "decoder": decoder,
-                "mask": part.mask or 2 * math.ceil(decoder / 6),
+                "mask": part.mask or max(2, decoder // 3 + decoder // 3 % 2),
             },
             data={"batch": self.data.batch or (16 if size <= 160 else 8)},
             train={"rate": self.train.rate or round(6e-4 * (64 / size) ** 0.5, 7)},

@@ -37,6 +37,11 @@ class Need:
     def total(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
+    @property
+    def more(self) -> int:
+        """What is still to come once the weights and their average are there."""
+        return self.total - self.weights - self.average
+
     def __str__(self) -> str:
         parts = {"weights": self.weights, "gradients": self.gradients, "AdamW": self.optimizer, "EMA": self.average}
         parts["activations"] = self.activations
@@ -182,11 +187,14 @@ def remedies(recipe: Recipe) -> str:
 
 
 def check(need: Need, processes: int, device: torch.device, recipe: Recipe) -> None:
-    """Say what `processes` on one device need; `TrainingError` if that is more than it has."""
-    there = free(device)
+    """Say what `processes` on one device need; `TrainingError` if that is more than it has.
+
+    To be asked once the weights and their average are there: they take nothing more of what is free.
+    """
+    there, more = free(device), need.more * processes
     many = f"{processes} processes need {processes} x " if processes > 1 else "training needs "
     room = "" if there is None else f", {device} has {there / GB:.2f} GB free"
-    if there is not None and need.total * processes > there:
+    if there is not None and more > there:
         raise TrainingError(f"{many}{need}{room}: {remedies(recipe)}")
     console.say(f"{many}{need}{room}")
 

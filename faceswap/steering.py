@@ -19,7 +19,7 @@ GAIN = 0.005  # relative; a held-out loss that falls by less is no better
 LIMITS = {"train.images", "train.minutes", "train.until_plateau", "train.patience"}
 LIVE = LIMITS | {
     *("train.rate", "train.preview_images", "train.log_images", "train.save_images", "train.save_minutes"),
-    *(f"loss.{name}" for name in config.LossRecipe.model_fields if name != "patch"),
+    *(f"loss.{name}" for name in config.LossRecipe.model_fields if name not in ("patch", "r1")),
 }
 
 
@@ -82,7 +82,7 @@ def judge(progress: Progress, loss: float, recipe: Recipe) -> None:
 def forget(progress: Progress) -> None:
     """Losses are weighted otherwise from here on: earlier ones are no measure of those to come."""
     progress.best = progress.bar = math.inf
-    progress.stale = 0
+    progress.stale = progress.plateau = 0
 
 
 def differences(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -176,6 +176,8 @@ def status(run: Path) -> Status:
     progress = head.progress
     best = progress.best
     for line in monitor.read(run):
+        if "train/loss" in line:  # losses that were turned off since then are of no interest
+            logged = {name: value for name, value in logged.items() if not name.startswith("train/")}
         logged |= line
         losses = [value for name, value in line.items() if name.startswith("held_out/") and name.endswith("/loss")]
         if losses and line["images"] > progress.images:  # measured since the last save

@@ -63,8 +63,7 @@ def train(
     check_recipe(recipe, len(people))
     entries = {name: split(open_all(folders), recipe.data.holdout) for name, folders in people.items()}
     checkpoint.check_folder(run, overwrite)
-    if monitor.is_written(run):
-        raise CheckpointError(f"{run}: another process trains it; wait for its end, stop it, or choose another -o")
+    check_alone(run)
     state = None if overwrite else checkpoint.latest(run)
     origin = open_base(base, recipe) if base is not None and state is None else None
     if base is not None and state is not None:
@@ -102,9 +101,24 @@ def check_recipe(recipe: Recipe, people: int) -> None:
     for name in ("swap_back", "true_face"):
         if loss[name] and people != 2:
             raise RecipeError(f"loss.{name} = {loss[name]:g}: needs two people, found {people}; set it to 0")
+    if train.compile and loss["true_face"]:
+        raise RecipeError("train.compile with loss.true_face: only the whole network is compiled; set one of them off")
+    if train.cuda_graphs and not train.compile:
+        raise RecipeError("train.cuda_graphs without train.compile: graphs are made of compiled kernels; set both")
+    if train.cuda_graphs and (train.accumulate > 1 or loss["swap_back"] or loss["adversarial"]):
+        raise RecipeError(
+            "train.cuda_graphs: a graph overwrites what it gave last time, which train.accumulate, loss.swap_back and "
+            "loss.adversarial still need; set it to false"
+        )
     losses.check(loss)
     models.load(recipe.model.name)
     strategies.SOCKET.load(recipe.strategy.name)
+
+
+def check_alone(run: Path) -> None:
+    """`CheckpointError` if another process trains this run."""
+    if monitor.is_written(run):
+        raise CheckpointError(f"{run}: another process trains it; wait for its end, stop it, or choose another -o")
 
 
 def _from(run: Path, folder: Path) -> str:
@@ -163,8 +177,8 @@ class Trainer:
         self.average = deepcopy(self.raw).eval().requires_grad_(False)
         if train.checkpointing:
             console.detail(f"{memory.checkpointed(self.raw)} stages compute their activations again on the way back")
-        need, processes = self.estimate().at(self.faces_at_once), devices.on_this_host(train.devices)
-        memory.check(need, processes if self.fabric.device.type == "cpu" else 1, self.fabric.device, self.recipe)
+        self.need, processes = self.estimate().at(self.faces_at_once), devices.on_this_host(train.devices)
+        memory.check(self.need, processes if self.fabric.device.type == "cpu" else 1, self.fabric.device, self.recipe)
         fused = self.fabric.device.type in ("cuda", "cpu")  # a quarter of the time on both
         self.optimizer = torch.optim.AdamW(groups, weight_decay=train.weight_decay, betas=(0.9, 0.99), fused=fused)
         model: nn.Module = self.raw
@@ -285,6 +299,7 @@ class Trainer:
 
     def open_folder(self) -> None:
         """Make the run's folder, or ready it to go on."""
+        check_alone(self.run)  # again: somebody may have begun while we read the faces
         checkpoint.clear_folder(self.run, everything=not self.progress.steps)
         notes = {"recipe.toml": self.recipe.to_toml(), checkpoint.FACESETS: json.dumps(self.facesets, indent=1)}
         for name, text in notes.items():
@@ -296,7 +311,7 @@ class Trainer:
     def session(self) -> Iterator[dict[str, float]]:
         """Steps from where progress stands, until a setback; gives the losses now and then."""
         data, progress, fabric = self.recipe.data, self.progress, self.fabric
-        here = (fabric.global_rank, fabric.world_size)
+        here = (fabric.global_rank, fabric.world_size, self.need.more)
         started = time.monotonic()
         for batch in batches(self.faces, data, self.recipe.seed, progress.images, fabric.device, *here):
             before, found = progress.images, self.step(batch)
@@ -317,7 +332,7 @@ class Trainer:
     def step(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; gives the losses, their sum `loss` and the gradient's norm `gradient`.
 
-        If one of them is not finite nothing is changed.
+        If the gradient is not finite nothing is changed.
         """
         train, weights = self.recipe.train, self._weights()
         self._set_rate(steering.schedule(self.progress, self.recipe) * self.progress.rate_scale)
@@ -325,14 +340,15 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for part, last in parts(batch, train.accumulate):
             with self._together(last):
-                found = self.strategy.losses(self.model, part, weights)
+                with self.fabric.autocast():  # adversaries, classifier and codes too, not forward alone
+                    found = self.strategy.losses(self.model, part, weights)
                 found = {name: loss.float() / train.accumulate for name, loss in found.items()}
                 self.fabric.backward(torch.stack(list(found.values())).sum())
             sums = {name: sums.get(name, 0) + loss.detach() for name, loss in found.items()}
         norm = nn.utils.clip_grad_norm_(self.raw.parameters(), train.clip or math.inf)
         numbers = torch.stack([*sums.values(), norm]).tolist()  # here the device is waited for, once
         values = {"loss": sum(numbers[:-1]), **dict(zip([*sums, "gradient"], numbers, strict=True))}
-        if all(math.isfinite(value) for value in values.values()):
+        if math.isfinite(values["gradient"]):  # which all processes share: adversaries wait for each other
             self.stepper.step()
             self._average()
             values |= self.strategy.step()
@@ -507,6 +523,7 @@ class Trainer:
             self.monitor.close()
             self.monitor = Monitor(self.run, self.progress.images)
         self.progress.rate_scale, self.progress.setbacks = scale, setbacks
+        self._logged = self.progress.images, self.progress.seconds  # speed is measured from here
         console.warn(
             f"{names} not finite at {at} images: back to {self.progress.images}, rate at {scale:g} of the recipe's"
         )

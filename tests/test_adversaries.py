@@ -233,8 +233,10 @@ def test_with_several_processes_gradients_are_averaged(monkeypatch: pytest.Monke
     distributed = torch.distributed
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
-    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: tensor.mul_(4))  # all four have the same
+    shared: list[Tensor] = []  # all four have the same
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: shared.append(tensor.mul_(4)))
     one.step(images(), images(1))
+    assert len(shared) == len(list(one.discriminator.parameters()))
     monkeypatch.undo()
     two.step(images(), images(1))
     ours, theirs = one.state_dict(), two.state_dict()

@@ -71,6 +71,26 @@ def test_all_parts_make_one_object(tiny: Recipe, tmp_path: Path) -> None:
     assert found["gpu"] is None and "no CUDA" in found["notes"][0]
 
 
+def test_each_change_is_trained_and_held_against_the_default(
+    tiny: Recipe, cast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["the default", "df-ud", "twice the rate", "without SSIM"]
+    monkeypatch.setattr(benchmark_train, "CHANGES", {name: benchmark_train.CHANGES[name] for name in names})
+    rates: list[float] = []
+    begin = benchmark_train.trainer
+
+    def noted(recipe: Recipe, *others: Any) -> Trainer:
+        rates.append(recipe.train.rate)
+        return begin(recipe, *others)
+
+    monkeypatch.setattr(benchmark_train, "trainer", noted)
+    rows = benchmark_train.gains(tiny, [cast], 0.002, CPU, lambda line: None)
+    assert [row["change"] for row in rows] == names and all(row["images"] > 0 for row in rows)
+    assert rows[0]["swap_psnr_gain"] == 0 and rates[2] == pytest.approx(2 * rates[0])
+    for row in rows[1:]:
+        assert row["swap_psnr_gain"] == pytest.approx(row["swap_psnr"] - rows[0]["swap_psnr"], abs=1e-3)
+
+
 def test_a_slow_pipeline_costs_more(tiny: Recipe, cast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     average = Trainer._average
 
@@ -170,5 +190,5 @@ def test_the_command_prints_one_object(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])
     benchmark.main()
     said = capsys.readouterr()
-    expected = {"width": 8, "parts": list(benchmark_train.PARTS), "minutes": 2, "there": True}
+    expected = {"width": 8, "parts": list(benchmark_train.USUAL), "minutes": 2, "there": True}
     assert json.loads(said.out) == expected and not said.err

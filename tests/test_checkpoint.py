@@ -94,6 +94,14 @@ def test_a_damaged_state_is_passed_over_and_said(tmp_path: Path, monkeypatch: py
         checkpoint.latest(tmp_path)
 
 
+def test_a_damaged_state_further_on_does_not_cost_the_new_one(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(300), keep=1)
+    (tmp_path / "state-000000300.safetensors").write_bytes(b"x")
+    for images in (100, 200):
+        checkpoint.save(tmp_path, state(images), keep=1)
+    assert [path.name[6:15] for path in checkpoint.states(tmp_path)] == ["000000300", "000000200"]
+
+
 def test_an_empty_run_has_no_state(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) is None
 

@@ -20,7 +20,6 @@ def test_a_signal_is_a_wish_and_the_old_handlers_come_back() -> None:
             os.kill(os.getpid(), number)
             assert asked()
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.daemon]
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:

@@ -80,7 +80,7 @@ def test_both_people_start_as_the_base_and_train_apart(name: str) -> None:
     assert (drawn[0] - drawn[1]).abs().max() > 1e-4
 
 
-def test_a_code_is_the_same_whoever_is_drawn(name: str) -> None:
+def test_a_code_is_the_same_in_any_company(name: str) -> None:
     model = small(name=name)
     code = model.code(FACES)
     assert len(code) == 4 and code.ndim in (2, 4)

@@ -173,6 +173,7 @@ def write_state(run: Path, progress: Progress) -> Path:
 def test_status_reads_what_the_run_wrote(tmp_path: Path) -> None:
     write_state(tmp_path, Progress(images=400, steps=100, seconds=40.0, best=0.25, stale=2))
     monitor = Monitor(tmp_path, 400)
+    monitor.scalars(440, {"train/loss": 1.0, "train/mask": 0.25})  # mask was turned off since then
     monitor.scalars(480, {"held_out/source/loss": 0.125, "held_out/source/psnr": 20.0})
     values = {"train/loss": 0.75, "train/l1": 0.5, "train/gradient": 1.5, "rate": 1e-3, "seconds": 50.0}
     monitor.scalars(500, values | {"speed/faces_per_second": 10.0, "speed/seconds_left": 50.0, "speed/memory_gb": 2.0})

@@ -295,6 +295,15 @@ def test_nan_goes_back_names_the_loss_and_lowers_the_rate(
     assert all(torch.isfinite(tensor).all() for tensor in state.part("model").values())
 
 
+def test_speed_is_right_after_going_back_behind_the_last_log_line(
+    facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = poison(monkeypatch, lambda call: call == TRIALS + 3)
+    fit(tmp_path / "run", facesets)
+    speeds = [line["speed/faces_per_second"] for line in lines_of(tmp_path / "run", "train/loss")]
+    assert len(said) == 1 and "back to 0" in said[0] and len(speeds) == 10 and min(speeds) > 0
+
+
 def test_nan_that_comes_again_and_again_ends_the_training(
     facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +391,20 @@ def test_a_batch_in_parts_is_the_same_step(facesets: dict[str, Path], tmp_path: 
 def test_checkpointing_trains_the_same(facesets: dict[str, Path], through: Path, tmp_path: Path) -> None:
     fit(tmp_path / "run", facesets, recipe(train={"checkpointing": True}))
     assert losses_of(tmp_path / "run") == pytest.approx(losses_of(through), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": {"compile": True}, "loss": {"true_face": 0.1}}, "only the whole network is compiled"),
+        ({"train": {"cuda_graphs": True}}, "without train.compile"),
+        ({"train": {"compile": True, "cuda_graphs": True, "accumulate": 2}}, "set it to false"),
+        ({"train": {"compile": True, "cuda_graphs": True}, "loss": {"swap_back": 0.1}}, "set it to false"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(changes: dict[str, dict[str, float]], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        train.check_recipe(recipe(**changes).resolved(), 2)
 
 
 def test_compile_is_asked_for(facesets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,6 +530,18 @@ def test_a_run_that_is_trained_is_not_trained_twice(facesets: dict[str, Path], t
         fit(tmp_path / "run", facesets)
     monitor.close()
     fit(tmp_path / "run", facesets)
+
+
+def test_a_run_that_somebody_began_meanwhile_is_left_alone(
+    facesets: dict[str, Path], through: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(through, tmp_path / "run")
+    others: list[Monitor] = []
+    monkeypatch.setattr(train.Trainer, "start", lambda *_: others.append(Monitor(tmp_path / "run", 80)))
+    with pytest.raises(CheckpointError, match="another process trains it"):
+        fit(tmp_path / "run", facesets, overwrite=True)
+    others[0].close()
+    same(tmp_path / "run", through)
 
 
 ADVERSE = {"loss": {"swap_back": 0.1, "adversarial": 0.1, "patch": 8, "adversarial_from": 0.3}}

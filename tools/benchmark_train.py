@@ -21,6 +21,9 @@ rate does not fall, so that any moment could be the end. The quality to reach is
 their end, in both figures. `time_to_quality_ratio` is our time over a rival's, the mean of all pairs, of the rival that
 it is higher for; null if we did not get there.
 
+gains: what each part of the recipe is worth. The default and, one by one, recipes that leave a part out or put one in
+are trained for the same time, learning rate and all, and scored as above at the end.
+
 gpu: on CUDA, share of the kernels' time that is matrix work, share of the time in which no kernel runs, faces/s.
 """
 
@@ -48,7 +51,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from faceswap import align, checkpoint, color, devices, losses
 from faceswap.actors import Take
 from faceswap.batches import Batch, Faces, batches, split, still
-from faceswap.config import Benchmark, BenchmarkPair, Recipe
+from faceswap.config import Benchmark, BenchmarkPair, Recipe, check
 from faceswap.faceset import Entry, FaceMeta, Faceset, mask_path, write_face
 from faceswap.heads import Identity
 from faceswap.models import FaceModel
@@ -56,7 +59,38 @@ from faceswap.train import Trainer
 
 PEOPLE = ("source", "target")
 RIVALS = ("df-ud", "liae-ud")
-PARTS = ("overhead", "plain", "loader", "quality", "gpu")
+PARTS = ("overhead", "plain", "loader", "quality", "gains", "gpu")
+USUAL = tuple(part for part in PARTS if part != "gains")  # which takes hours
+CHANGES: dict[str, dict[str, Any]] = {  # of the default, one by one
+    "the default": {},
+    "another seed": {"seed": 1},  # how much of what follows is chance
+    "df-ud": {"model": {"name": "df-ud"}},
+    "liae-ud": {"model": {"name": "liae-ud"}},
+    "without SSIM": {"loss": {"ssim": 0.0, "l1": 1.4}},
+    "without L1": {"loss": {"ssim": 1.4, "l1": 0.0}},
+    "MS-SSIM for SSIM": {"loss": {"ssim": 0.0, "ms_ssim": 0.8}},
+    "squared for L1": {"loss": {"l1": 0.0, "mse": 10.0}},
+    "with focal frequency": {"loss": {"focal_frequency": 1.0}},
+    "with Haar": {"loss": {"haar": 1.0}},
+    "eyes and mouth count four times": {"loss": {"priority": 3.0}},
+    "background counts fully": {"loss": {"background": 1.0}},
+    "background does not count": {"loss": {"background": 0.0}},
+    "with swap-back": {"loss": {"swap_back": 0.3}},
+    "with true face": {"loss": {"true_face": 0.01, "adversarial_from": 0.2}},
+    "with the patch adversary": {"loss": {"adversarial": 0.02}},
+    "without warp": {"data": {"warp": 0.0}},
+    "twice the warp": {"data": {"warp": 0.03}},
+    "without moves": {"data": {"rotation": 0.0, "scale": 0.0, "shift": 0.0}},
+    "without flip": {"data": {"flip": 0.0}},
+    "without colour": {"data": {"color": 0.0}},
+    "without spoilt inputs": {"data": {"degrade": 0.0}},
+    "with occluders": {"data": {"occlude": 0.2}},
+    "the source in the target's light": {"data": {"transfer": "mkl"}},
+    "sampling by pose": {"data": {"sampling": "pose"}},
+    "half the batch": {"data": {"batch": 8}},
+    "twice the rate": {"train": {"rate": 2.0}},  # times the dial's
+    "without moving average": {"train": {"ema": 0.0}},
+}
 LOADED = (64, 96, 128, 256)  # px, at which the loader is measured
 ON_GPU = (128, 256, 512)  # px
 SIZE = 256  # px, side of the crops on disk
@@ -64,7 +98,10 @@ WORKERS = max(1, (os.cpu_count() or 1) // 2)  # processes for each person's face
 LEAST, TURNS = 3, 6  # blocks of each kind at least, and if they are not longer than they should be
 EVERY = 30  # seconds of training between two points of a curve, at most
 PROFILED = 20  # steps
-MATRIX = re.compile(r"gemm|conv|cutlass|cudnn|wgrad|dgrad|winograd|xmma", re.IGNORECASE)  # names of kernels
+MATRIX = re.compile(  # names of kernels; SSIM's windows and changes of layout are no matrix work
+    r"^(?!.*(depthwise|grouped|nchwToNhwc|nhwcToNchw)).*(gemm|nvjet|conv|cutlass|cudnn|wgrad|dgrad|winograd|xmma)",
+    re.IGNORECASE,
+)
 Row = dict[str, Any]
 
 
@@ -73,7 +110,7 @@ def run(
     folder: Path,  # a scratch folder
     *,
     protocol: Benchmark,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = USUAL,
     resolutions: Sequence[int] = (64, 128, 256),
     loaded: Sequence[int] = LOADED,
     minutes: float = 10,  # of training per model and pair
@@ -95,8 +132,8 @@ def run(
     def at(sides: Sequence[int], **model: Any) -> list[Recipe]:
         return [recipe.changed(model={"resolution": side, **model}).resolved() for side in sides]
 
-    casts = []
-    for number, pair in enumerate(protocol.pairs[: pairs if "quality" in parts else 1], 1):
+    casts, compared = [], {"quality", "gains"} & set(parts)
+    for number, pair in enumerate(protocol.pairs[: pairs if compared else 1], 1):
         say(f"rendering pair {number}: actor {pair.source} and actor {pair.target}")
         casts.append(folder / f"pair{number}")
         render(protocol, pair, casts[-1])
@@ -111,6 +148,8 @@ def run(
         measured("gpu", on_gpu, at(ON_GPU))
     if "quality" in parts:
         rows["quality"] = [quality(recipe, cast, minutes, place, say) for cast in casts]
+    if "gains" in parts:
+        rows["gains"] = gains(recipe, casts, minutes, place, say)
     notes = [] if place.type == "cuda" else ["gpu: null, as there is no CUDA here"]
     for row in rows["quality"] or []:
         if None in row["ratios"].values():
@@ -294,7 +333,7 @@ def loader(recipe: Recipe, cast: Path, run: Path, seconds: float, device: torch.
 def against_plain(recipe: Recipe, cast: Path, run: Path, seconds: float, device: torch.device) -> Row:
     made = trainer(recipe, cast, run, device)
     plain = PlainDF(made.raw, recipe).to(device)
-    optimizer = torch.optim.AdamW(plain.parameters(), recipe.train.rate, foreach=False, fused=False)
+    optimizer = torch.optim.AdamW(plain.parameters(), recipe.train.rate)
     faces = recipe.data.batch
 
     def theirs(length: float) -> NDArray[np.float64]:
@@ -488,6 +527,37 @@ def quality(
     us = rows[0]["seconds_to_quality"]
     ratios = {row["model"]: round(us / row["seconds_to_quality"], 4) if us is not None else None for row in rows[1:]}
     return {"pair": cast.name, "goal": goal, "ratios": ratios, "models": rows}
+
+
+def gains(
+    recipe: Recipe, casts: Sequence[Path], minutes: float, device: torch.device, say: Callable[[str], None]
+) -> list[Row]:
+    """For each of `CHANGES` the scores after `minutes` of training, and how far they lie from the default's: means of
+    all pairs."""
+    rows: list[Row] = []
+    for number, (name, change) in enumerate(CHANGES.items()):
+        one = recipe.changed(train={"minutes": minutes, "preview_images": 10**9, "save_minutes": 1e9}).resolved()
+        if "rate" in change.get("train", {}):
+            change = {"train": {"rate": change["train"]["rate"] * one.train.rate}}
+        one = check(one.model_dump() | {"seed": change["seed"]}, name) if "seed" in change else one.changed(**change)
+        if "name" in change.get("model", {}):
+            one = no_smaller(one.changed(model={"decoder": 0, "mask": 0}).resolved(), weights_of(recipe.resolved()))
+        found, images = [], []
+        for cast in casts:
+            made = trainer(one, cast, cast / f"gain{number}", device)
+            while not made.done():
+                for _ in made.session():  # which ends after a setback
+                    if made.done():
+                        break
+            made.monitor.close()
+            found.append(Examination(cast, one, device)(made))
+            images.append(made.progress.images)
+        scores = {key: round(float(np.mean([score[key] for score in found])), 4) for key in found[0]}
+        first = rows[0] if rows else scores
+        gain = {f"{key}_gain": round(value - first[key], 4) for key, value in scores.items()}
+        rows.append({"change": name, "images": round(float(np.mean(images))), **scores, **gain})
+        say(f"gains: {rows[-1]}")
+    return rows
 
 
 class Examination:

@@ -29,10 +29,10 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"model": {"resolution": 512}, "extract": {"size": 1024}},
     ),
     "liae_ud_128": (
-        "DeepFaceLab's default network, liae-ud 128 with dims 256/64/64/22, its losses and its learning rate: a GPU.",
+        "DeepFaceLab's default: liae-ud 128, dims 256/64/64/22, its learning rate and nearly its losses: a GPU.",
         {
             "model": {"name": "liae-ud", "resolution": 128, "code": 256, "width": 64, "decoder": 64, "mask": 22},
-            "data": {"batch": 8},
+            "data": {"batch": 16},
             "loss": {"ssim": 5.0, "l1": 0.0, "mse": 10.0, "mask": 10.0, "background": 0.0},
             "train": {"rate": 5e-5},
         },

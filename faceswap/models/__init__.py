@@ -24,7 +24,7 @@ class Shape:
     resolution: int  # px, side of the faces
     width: int  # channels of the encoder's first stage
     code: int  # length of the bottleneck's code
-    decoder: int  # channels of the decoder's last stage
+    decoder: int  # half the channels of the decoder's last stage
     mask: int  # the same of a branch of its own for the mask
     letters: str = ""  # variants, by a letter each
 

@@ -83,7 +83,7 @@ def adversary(name: str, model: nn.Module, recipe: Recipe, device: torch.device)
         else:
             code: Tensor = model.code(torch.zeros(1, 3, side, side, device=device))  # type: ignore[operator]
             network = CodeDiscriminator(code.shape[1:])
-    return Adversary(network.to(device), recipe.train.rate)
+    return Adversary(network.to(device), recipe.train.rate, recipe.loss.r1)
 
 
 def build(name: str, *, rate: float) -> Strategy:
