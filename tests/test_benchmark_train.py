@@ -84,8 +84,8 @@ def test_each_change_is_trained_and_held_against_the_default(
         return begin(recipe, *others)
 
     monkeypatch.setattr(benchmark_train, "trainer", noted)
-    rows = benchmark_train.gains(tiny, [cast], 0.002, CPU, lambda line: None)
-    assert [row["change"] for row in rows] == names and all(row["images"] > 0 for row in rows)
+    rows = benchmark_train.gains(tiny, [cast], 12, CPU, lambda line: None)
+    assert [row["change"] for row in rows] == names and all(row["seconds"] > 0 for row in rows)
     assert rows[0]["swap_psnr_gain"] == 0 and rates[2] == pytest.approx(2 * rates[0])
     for row in rows[1:]:
         assert row["swap_psnr_gain"] == pytest.approx(row["swap_psnr"] - rows[0]["swap_psnr"], abs=1e-3)

@@ -150,6 +150,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             parts=options.part,
             resolutions=options.resolution,
             minutes=options.minutes,
+            images=options.images,
             seconds=options.seconds,
             pairs=options.pairs,
             device=options.device,
@@ -167,6 +168,7 @@ def main() -> None:
         )
     kind = kinds.add_parser("train")
     kind.add_argument("--minutes", type=float, default=10, help="of training per model and pair, for the quality")
+    kind.add_argument("--images", type=int, default=12_000, help="of training per change and pair, for the gains")
     kind.add_argument("--seconds", type=float, default=60, help="about so long for each row of the rest")
     kind.add_argument("--resolution", type=int, nargs="+", default=[64, 128, 256], metavar="R", help="px")
     most = [part for part in PARTS if part != "gains"]  # which takes a night

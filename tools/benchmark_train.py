@@ -22,7 +22,7 @@ their end, in both figures. `time_to_quality_ratio` is our time over a rival's, 
 it is higher for; null if we did not get there.
 
 gains: what each part of the recipe is worth. The default and, one by one, recipes that leave a part out or put one in
-are trained for the same time, learning rate and all, and scored as above at the end.
+are trained on as many images, learning rate and all, and scored as above at the end.
 
 gpu: on CUDA, share of the kernels' time that is matrix work, share of the time in which no kernel runs, faces/s.
 """
@@ -113,7 +113,8 @@ def run(
     parts: Sequence[str] = USUAL,
     resolutions: Sequence[int] = (64, 128, 256),
     loaded: Sequence[int] = LOADED,
-    minutes: float = 10,  # of training per model and pair
+    minutes: float = 10,  # of training per model and pair, for the quality
+    images: int = 12_000,  # the same, for the gains
     seconds: float = 60,  # for each row of the other parts
     pairs: int = 1,  # of the protocol
     device: str = "auto",
@@ -149,7 +150,7 @@ def run(
     if "quality" in parts:
         rows["quality"] = [quality(recipe, cast, minutes, place, say) for cast in casts]
     if "gains" in parts:
-        rows["gains"] = gains(recipe, casts, minutes, place, say)
+        rows["gains"] = gains(recipe, casts, images, place, say)
     notes = [] if place.type == "cuda" else ["gpu: null, as there is no CUDA here"]
     for row in rows["quality"] or []:
         if None in row["ratios"].values():
@@ -530,19 +531,19 @@ def quality(
 
 
 def gains(
-    recipe: Recipe, casts: Sequence[Path], minutes: float, device: torch.device, say: Callable[[str], None]
+    recipe: Recipe, casts: Sequence[Path], images: int, device: torch.device, say: Callable[[str], None]
 ) -> list[Row]:
-    """For each of `CHANGES` the scores after `minutes` of training, and how far they lie from the default's: means of
-    all pairs."""
+    """For each of `CHANGES` the scores after so many images, how far they lie from the default's, and the seconds of
+    training: means of all pairs."""
     rows: list[Row] = []
     for number, (name, change) in enumerate(CHANGES.items()):
-        one = recipe.changed(train={"minutes": minutes, "preview_images": 10**9, "save_minutes": 1e9}).resolved()
+        one = recipe.changed(train={"images": images, "preview_images": 10**9, "save_minutes": 1e9}).resolved()
         if "rate" in change.get("train", {}):
             change = {"train": {"rate": change["train"]["rate"] * one.train.rate}}
         one = check(one.model_dump() | {"seed": change["seed"]}, name) if "seed" in change else one.changed(**change)
         if "name" in change.get("model", {}):
             one = no_smaller(one.changed(model={"decoder": 0, "mask": 0}).resolved(), weights_of(recipe.resolved()))
-        found, images = [], []
+        found, seconds = [], []
         for cast in casts:
             made = trainer(one, cast, cast / f"gain{number}", device)
             while not made.done():
@@ -551,11 +552,11 @@ def gains(
                         break
             made.monitor.close()
             found.append(Examination(cast, one, device)(made))
-            images.append(made.progress.images)
+            seconds.append(made.progress.seconds)
         scores = {key: round(float(np.mean([score[key] for score in found])), 4) for key in found[0]}
         first = rows[0] if rows else scores
         gain = {f"{key}_gain": round(value - first[key], 4) for key, value in scores.items()}
-        rows.append({"change": name, "images": round(float(np.mean(images))), **scores, **gain})
+        rows.append({"change": name, "seconds": round(float(np.mean(seconds)), 1), **scores, **gain})
         say(f"gains: {rows[-1]}")
     return rows
 
