@@ -247,11 +247,11 @@ class Trainer:
 
     def read(self, people: Mapping[str, tuple[list[Entry], list[Entry]]]) -> None:
         """Read the images to train on and those held out."""
-        size, memory = self.recipe.model.resolution, self.recipe.data.memory_gb * 2**30 / len(people)
+        size, room = self.recipe.model.resolution, self.recipe.data.memory_gb * 2**30 / len(people)
         self.faces, self.held = [], []
         for name, (kept, held) in people.items():
-            self.faces.append(Faces(kept, size, memory, name))
-            self.held.append(Faces(held[:MEASURED_FACES], size, memory, f"{name}, held out"))
+            self.faces.append(Faces(kept, size, room, name))
+            self.held.append(Faces(held[:MEASURED_FACES], size, room, f"{name}, held out"))
 
     def loop(self) -> Report:
         """Train until the budget is used or somebody asks to stop; the last state is always saved."""
