@@ -184,8 +184,8 @@ class Recipe(Section):
     def resolved(self) -> "Recipe":
         """A copy in which the dial has set what was left to it, by the resolution R in px.
 
-        Width 16 up to 96, 24 up to 160, 48 up to 256, then 64; code 128 up to 96, 256 up to 256, then 512; batch 16 up
-        to 160, then 8; learning rate 6e-4 * sqrt(64 / R).
+        Width 16 up to 96, 24 up to 160, 48 up to 256, then 64; code 128 up to 96, 256 up to 256, then 512; batch 8;
+        learning rate 6e-4 * sqrt(64 / R).
         """
         size, part = self.model.resolution, self.model
         width = part.width or (16 if size <= 96 else 24 if size <= 160 else 48 if size <= 256 else 64)
@@ -197,7 +197,7 @@ class Recipe(Section):
                 "decoder": decoder,
                 "mask": part.mask or max(2, decoder // 3 + decoder // 3 % 2),
             },
-            data={"batch": self.data.batch or (16 if size <= 160 else 8)},
+            data={"batch": self.data.batch or 8},
             train={"rate": self.train.rate or round(6e-4 * (64 / size) ** 0.5, 7)},
         )
 

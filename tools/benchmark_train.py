@@ -87,7 +87,8 @@ CHANGES: dict[str, dict[str, Any]] = {  # of the default, one by one
     "with occluders": {"data": {"occlude": 0.2}},
     "the source in the target's light": {"data": {"transfer": "mkl"}},
     "sampling by pose": {"data": {"sampling": "pose"}},
-    "half the batch": {"data": {"batch": 8}},
+    "half the batch": {"data": {"batch": 4}},
+    "twice the batch": {"data": {"batch": 16}},
     "twice the rate": {"train": {"rate": 2.0}},  # times the dial's
     "without moving average": {"train": {"ema": 0.0}},
 }
