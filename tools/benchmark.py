@@ -139,8 +139,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from faceswap.config import load, load_benchmark
 
     def say(line: str) -> None:
-        if not options.json:
-            print(line, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         return benchmark_train.run(
