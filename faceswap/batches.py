@@ -3,7 +3,7 @@ else: that is what makes an interrupted run continue exactly."""
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,6 +38,7 @@ class Batch:
     """Faces to draw: (B, 3, R, R) float32 in [0, 1] RGB, two masks (B, 1, R, R) in [0, 1], person (B,) int64."""
 
     input: Tensor
+    photo: Tensor  # who it is, as `models.ANYONE` is told: the target itself or, by person, another face of theirs
     target: Tensor
     mask: Tensor  # 1 on the face
     priority: Tensor  # 1 on eyes and mouth; 0 everywhere where landmarks are missing
@@ -87,6 +88,13 @@ class Faces:
         """Yaw and pitch (N, 2) in degrees, see `looks.head_pose`; NaN where they are unknown."""
         entries = console.track(self.entries, f"turning heads of {self.label}", len(self), "faces")
         return np.array([head_pose(entry.meta) for entry in entries], np.float64)
+
+    def people(self) -> Rows:
+        """Numbers (N,) that faces of one person share: of the same footage and track, or of one rendered actor."""
+        metas = [entry.meta for entry in self.entries]
+        keys = [(meta.source, meta.input, meta.track, meta.face if meta.track is None else 0) for meta in metas]
+        known = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return np.array([known[key] for key in keys], np.int64)
 
     @property
     def kept(self) -> bool:
@@ -226,6 +234,28 @@ class Order:
         return np.random.default_rng([self.seed, epoch]).permutation(np.concatenate(shown))
 
 
+class Pairs:
+    """An order of faces in which as many again follow: of each the person's other face, or their only one again.
+
+    people: numbers (N,) that the faces of a person share.
+    """
+
+    def __init__(self, order: Order, people: Rows) -> None:
+        self.order = order
+        _, self.group, self.sizes = np.unique(people, return_inverse=True, return_counts=True)
+        self.firsts = np.cumsum(self.sizes) - self.sizes  # of each person, in `sorted`
+        self.sorted = np.argsort(self.group, kind="stable")
+        self.place = np.argsort(self.sorted)  # of each face, in `sorted`
+
+    def __call__(self, position: int, count: int) -> Rows:
+        """The faces at `position`, ..., and their partners in the second half; both numbers are even."""
+        rows = self.order(position // 2, count // 2)
+        first, size = self.firsts[self.group[rows]], self.sizes[self.group[rows]]
+        random = np.random.default_rng([self.order.seed, 1, position]).random(len(rows))
+        step = 1 + (random * (size - 1)).astype(np.int64)
+        return np.concatenate([rows, self.sorted[first + (self.place[rows] - first + step) % size]])
+
+
 def pose_bins(poses: NDArray[np.float64]) -> Rows:
     """Numbers (N,) of the cells in which yaw and pitch (N, 2) lie; the faces of unknown pose share one."""
     yaw, pitch = np.floor(np.clip(np.nan_to_num(poses), -90, 90) / POSE_CELL).astype(np.int64).T
@@ -253,12 +283,15 @@ class Loader:
     ) -> None:
         self.people, self.recipe, self.seed, self.device = people, recipe, seed, device
         self.together, self.workers = together, workers
-        self.share = recipe.batch // len(people)  # faces of each person in the whole batch
+        self.share = recipe.batch // min(len(people), 2)  # faces of each in the whole batch; generic ones on top
         self.mine = np.concatenate([np.arange(rank, self.share, world) + i * self.share for i in range(len(people))])
         self.person = self.mine // self.share
         by_pose = recipe.sampling == "pose"
         bins = [pose_bins(faces.poses()) if by_pose else np.zeros(len(faces), np.int64) for faces in people]
-        self.orders = [Order(numbers, seed + i) for i, numbers in enumerate(bins)]
+        orders = [Order(numbers, seed + i) for i, numbers in enumerate(bins)]
+        self.orders: list[Callable[[int, int], Rows]] = list(orders)
+        if recipe.sampling == "person":
+            self.orders = [Pairs(order, faces.people()) for order, faces in zip(orders, people, strict=True)]
         placed = [found for faces in people if together and (found := faces.on(device)) is not None]
         self.placed = placed if len(placed) == len(people) else []
 
@@ -268,7 +301,7 @@ class Loader:
         plan = augment.draw(len(rows), size, self.recipe, [self.seed, step])[self.mine]
         relit = (self.person == 0) & (kind != "none" and people > 1)
         lent = np.flatnonzero(relit | plan.occluded)
-        lenders = np.where(relit, (people - 1) * share + plan.other % share, plan.other)[lent]
+        lenders = np.where(relit, share + plan.other % share, plan.other)[lent]
         others = dict(zip(lent.tolist(), zip(*self._take(rows, lenders), strict=True), strict=True))
         changed = relit | plan.occluded | plan.degraded
         read = np.flatnonzero(changed) if self.placed else np.arange(len(changed))
@@ -298,7 +331,11 @@ class Loader:
             inputs_, images_, masks_ = self._together(rows, read, (inputs, images, masks))
             out = augment.move_together(inputs_, images_, masks_, plan, self.recipe.blur_out)
         input_, target, mask, priority = (found.to(self.device) for found in out)
-        return Batch(input_, target, mask, priority, self._send(self.person))
+        photo = target
+        if self.recipe.sampling == "person":  # whose two faces lie half a share apart
+            halves = [part.roll(len(part) // 2, 0) for part in torch.split(target, len(self.mine) // people)]
+            photo = torch.cat(halves).contiguous(memory_format=torch.channels_last)
+        return Batch(input_, photo, target, mask, priority, self._send(self.person))
 
     def _take(self, rows: Rows, numbers: Rows) -> tuple[augment.Image, augment.Image]:
         """Images and masks of some faces of the whole batch, whose `rows` are known."""
@@ -379,4 +416,4 @@ def still(faces: Faces, rows: Sequence[int], person: int, device: torch.device) 
     images, masks = (torch.from_numpy(array).to(device) for array in faces[rows])
     pixels, drawn = augment.to_float(images), masks.float() / 255
     people = torch.full((len(rows),), person, dtype=torch.int64, device=device)
-    return Batch(pixels, pixels, drawn[:, :1].contiguous(), drawn[:, 1:].contiguous(), people)
+    return Batch(pixels, pixels, pixels, drawn[:, :1].contiguous(), drawn[:, 1:].contiguous(), people)

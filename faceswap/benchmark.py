@@ -48,7 +48,7 @@ def evaluate_truth(path: Path, protocol: Benchmark, recipe: Recipe, *, device: s
         return run(protocol, recipe, path, device=device)
     run_folder, notes = weights.parent, list[str]()
     state = checkpoint.read(weights)
-    if len(state.people) < 2:
+    if len(state.subjects) < 2:
         raise CheckpointError(f"{path}: a base, which knows one person; expected a run that knows two")
     rows, pictures = score_run(weights, recipe.over(state.recipe), protocol.every, device=device, notes=notes)
     out = run_folder / "truth.html"

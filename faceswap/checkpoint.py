@@ -4,7 +4,8 @@ A run is a folder:
 
     recipe.toml                      what it runs with
     state-000012000.safetensors      everything at 12,000 images: weights, EMA, optimizer, random state, progress
-    best.safetensors                 the averaged weights that drew held-out faces best: the file to merge with
+    best.safetensors                 the averaged weights that drew held-out faces best: the file to merge with, which
+                                     may hold no more than what differs from the base
     facesets.json                    the folders that each person's faces came from
     metrics.jsonl  previews/  events.out.tfevents.*
     evaluation.html  truth.html      the last faceswap evaluate, and with --truth
@@ -17,7 +18,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from faceswap import config, console, files, models
+from faceswap import adapters, config, console, files, models
 from faceswap.config import Recipe
 from faceswap.errors import CheckpointError
-from faceswap.models import FaceModel
+from faceswap.models import ANYONE, FaceModel
 
 FORMAT = "faceswap"
 VERSION = 1
@@ -54,15 +55,38 @@ class Progress:
     plateau: int = 0  # images where held-out faces stopped getting better; 0: not yet
 
 
+@dataclass(frozen=True)
+class Base:
+    """What a run started from."""
+
+    file: str  # where it lay, relative to the run's folder if they were neighbours
+    digest: str  # of its averaged weights
+
+    @property
+    def name(self) -> str:
+        path = Path(self.file)
+        return path.parent.name if path.name == "best.safetensors" else path.stem
+
+
 @dataclass
 class State:
-    """What a weight file holds. Tensors are named model.*, ema.*, optimizer.*, random.*"""
+    """What a weight file holds.
+
+    Tensors are named model.*, ema.*, optimizer.*, random.*; in a small file adapter.* (see `adapters.fold`) or delta.*
+    (see `adapters.unpack_delta`) stand in place of ema.*, and the base is needed to draw.
+    """
 
     recipe: Recipe
     people: list[str]
     tensors: dict[str, Tensor]
     progress: Progress = field(default_factory=Progress)
     footage: dict[str, str] = field(default_factory=dict)  # person -> the files its faces come from, in words
+    base: Base | None = None
+
+    @property
+    def subjects(self) -> list[str]:
+        """The people it was fine-tuned on; of a base, which knows `ANYONE` alone, them."""
+        return self.people[:-1] if len(self.people) > 1 and self.people[-1] == ANYONE else self.people
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors named `prefix`.*, by the rest of their names."""
@@ -80,6 +104,8 @@ def write(path: Path, state: State) -> None:
         "progress": json.dumps(asdict(state.progress)),
         "footage": json.dumps(state.footage),
     }
+    if state.base is not None:
+        meta["base"] = json.dumps(asdict(state.base))
     meta["checksum"] = _checksum(tensors, meta)
     with files.whole_file(path, overwrite=True) as partial:
         partial.write_bytes(save_tensors(tensors, meta))
@@ -122,7 +148,8 @@ def _said(path: Path, meta: Mapping[str, str], tensors: dict[str, Tensor]) -> St
     try:
         recipe = config.check(config.parse(meta["recipe"], str(path)), str(path))
         progress, people = Progress(**json.loads(meta["progress"])), [str(name) for name in json.loads(meta["people"])]
-        return State(recipe, people, tensors, progress, dict(json.loads(meta.get("footage", "{}"))))
+        base = Base(**json.loads(meta["base"])) if "base" in meta else None
+        return State(recipe, people, tensors, progress, dict(json.loads(meta.get("footage", "{}"))), base)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({error}); use another checkpoint") from None
 
@@ -219,22 +246,80 @@ def facesets(run: Path) -> dict[str, list[Path]]:
         raise CheckpointError(f"{note}: damaged; delete it and name the faces with --faces") from None
 
 
-def load_model(path: Path) -> tuple[FaceModel, State]:
-    """A model ready to draw, with averaged weights, on the CPU, and what else its file says."""
-    state = read(find(path))
-    model = new_model(state.recipe, len(state.people))
-    weights = state.part("ema")
+def load_model(path: Path, base: Path | None = None, strength: float = 1.0) -> tuple[FaceModel, State]:
+    """A model ready to draw, with averaged weights, on the CPU, and what else its file says.
+
+    base: where the base lies, if it is not where it was. strength: how far to go from the base to what was trained, 1
+    is there and 0 the base; `CheckpointError` if that, or the file, asks for a base that is not to be found.
+    """
+    path = find(path)
+    state = read(path)
+    model = new_model(state.recipe, state.people)
+    weights = averaged(path, state, model, base, strength)
     fit(model, weights, str(path))
     if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
         raise CheckpointError(f"{path}: holds weights that are not finite; use another checkpoint")
     return model.eval(), state
 
 
-def new_model(recipe: Recipe, people: int) -> FaceModel:
+def averaged(path: Path, state: State, model: FaceModel, base: Path | None, strength: float) -> dict[str, Tensor]:
+    """The averaged weights of a file, by the names of the fresh `model`, which is changed; see `load_model`."""
+    whole = adapters.plain(state.part("ema"))
+    if extra := {name: whole.pop(name) for name in whole.keys() - model.state_dict().keys()}:
+        whole = adapters.fold(whole, extra)  # of a run in training
+    if whole and strength == 1:
+        return whole
+    if state.base is None:
+        raise CheckpointError(f"{path}: did not start from a base, so there is no strength; leave it out")
+    model.load_base(find_base(state.base, path.parent, base).part("ema"))
+    start = model.state_dict()
+    try:
+        weights = whole or (
+            adapters.unpack_delta(delta, start)
+            if (delta := state.part("delta"))
+            else adapters.fold(start, state.part("adapter"))
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return adapters.interpolate(start, weights, strength)
+
+
+def read_base(path: Path) -> State:
+    """A base; of a run that came from a base itself what it makes of `ANYONE`. `CheckpointError` if it is neither."""
+    model, state = load_model(path)
+    if state.people[-1] != ANYONE:
+        names = ", ".join(state.people)
+        raise CheckpointError(f"{path}: knows {names}; expected a base, or a run that came from one")
+    weights = model.as_base(model.state_dict())
+    return replace(state, people=[ANYONE], tensors={f"ema.{name}": weight for name, weight in weights.items()})
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """What tells a base from another: a hash of its averaged weights."""
+    return _checksum(weights, {})
+
+
+def find_base(base: Base, near: Path, given: Path | None = None) -> State:
+    """The base that a run in the folder `near` started from: `given`, or where it lay, or in a folder for weights.
+
+    `CheckpointError` if it is not to be found, or another lies in its place.
+    """
+    name = Path(base.file).name
+    places = [given] if given is not None else [near / base.file, *(folder / name for folder in files.weight_folders())]
+    found = [path for place in places if (path := find(place)).is_file()]
+    for path in found:
+        if digest((state := read_base(path)).part("ema")) == base.digest:
+            return state
+    why = f"{found[0]} is another" if found else f"there is none at {given or base.file}"
+    raise CheckpointError(f"expected the base {base.name!r} ({base.digest[:12]}), {why}; give it with --base")
+
+
+def new_model(recipe: Recipe, people: Sequence[str]) -> FaceModel:
     """A fresh model as the recipe says; its weights come from torch's random state."""
     part = recipe.resolved().model
-    shape = models.Shape(part.resolution, part.width, part.code, part.decoder, part.mask)
-    return models.build(part.name, shape, people)
+    anyone = people[-1] == ANYONE
+    shape = models.Shape(part.resolution, part.width, part.code, part.decoder, part.mask, anyone=anyone)
+    return models.build(part.name, shape, len(people))
 
 
 def fit(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -1,6 +1,6 @@
 """The command line. A command parses, calls one function and prints the result; torch is imported when it runs."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,20 @@ import faceswap
 from faceswap.cli_faceset import faceset
 from faceswap.cli_train import train
 from faceswap.config import Recipe
-from faceswap.options import FILE, INTERRUPTED, Commands, Failure, Finite, budget, common, overwrite, show, whose
+from faceswap.options import (
+    FILE,
+    INTERRUPTED,
+    Commands,
+    Failure,
+    Finite,
+    budget,
+    common,
+    overwrite,
+    show,
+    strategy,
+    strength,
+    whose,
+)
 
 
 @click.group(
@@ -104,38 +117,90 @@ def pretrain(faces: tuple[Path, ...], run: Path, overwrite: bool, recipe: Recipe
 @click.option(
     "--target",
     "targets",
-    required=True,
     multiple=True,
     type=FILE,
     metavar="FACESET",
-    help="Who is replaced; may be given again.",
+    help="Who is replaced; may be given again. Without one the source is learnt alone, from a base.",
 )
-@click.option("--base", type=FILE, metavar="RUN_OR_FILE", help="Base to start from, of faceswap pretrain.")
+@click.option(
+    "--base",
+    type=FILE,
+    metavar="BASE",
+    help="Base to start from: a name that faceswap pretrained list shows, a run or a file.",
+)
+@click.option(
+    "--generic",
+    multiple=True,
+    type=FILE,
+    metavar="FACESET",
+    help="Faces of anyone, which --strategy prior draws too, so as not to forget them.",
+)
 @click.option(
     "-o", "run", required=True, type=FILE, metavar="RUN", help="Folder of the run; one that is there goes on."
 )
 @click.option("--overwrite", is_flag=True, help="Throw away the run that is there and start anew.")
+@strategy
 @common
 @budget
 def finetune(
     sources: tuple[Path, ...],
     targets: tuple[Path, ...],
     base: Path | None,
+    generic: tuple[Path, ...],
     run: Path,
     overwrite: bool,
     recipe: Recipe,
     device: str,
     as_json: bool,
 ) -> None:
-    """Train on two people: one encoder, a decoder for each.
+    """Train on two people, from a base or from nothing; says at the end what became of the base.
 
     \b
     Example: faceswap finetune --source anna --target bert --base base -o anna_as_bert --minutes 60
+    Example: faceswap finetune --source anna --base base --strategy lora -o anna --minutes 10
     """
+    from faceswap import damage
+    from faceswap.pretrained import base as find
     from faceswap.train import train as start
 
-    people = {"source": list(sources), "target": list(targets)}
-    show_training(start(recipe, people, run, device=device, base=base, overwrite=overwrite), as_json)
+    people = {"source": list(sources)} | ({"target": list(targets)} if targets else {})
+    if base is not None:
+        base = find(base, run=None if overwrite else run)
+    report = start(recipe, people, run, device=device, base=base, generic=generic, overwrite=overwrite)
+    found = damage.of(report.run, device=device) if report.reason != "interrupted" else None
+    if found:
+        report = replace(report, damage=asdict(found))
+    show_training(report, as_json, f"\nthe base, on faces of strangers:\n{damage.text(found)}" if found else "")
+
+
+@main.command()
+@click.argument("source", type=FILE, metavar="SOURCE_RUN")
+@click.argument("target", type=FILE, metavar="TARGET_RUN")
+@click.option("-o", "out", required=True, type=FILE, metavar="PAIR.safetensors", help="Weight file to make.")
+@click.option("--base", type=FILE, metavar="BASE", help="The base that both started from, if it is not found.")
+@overwrite
+@common
+def combine(
+    source: Path,
+    target: Path,
+    out: Path,
+    base: Path | None,
+    overwrite: bool,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Make a pair of two people who were learnt apart, from one base, without training again.
+
+    \b
+    Example: faceswap combine anna bert -o anna_as_bert.safetensors
+    """
+    from faceswap.combine import combine as run
+    from faceswap.pretrained import base as find
+
+    report = run(source, target, out, base=None if base is None else find(base), overwrite=overwrite)
+    text = f"{report.file}: a pair of {report.images} face images in all, from {report.base}"
+    show(report, text, as_json)
 
 
 @main.command()
@@ -150,11 +215,14 @@ def finetune(
 @click.option("--faces", type=FILE, metavar="FACESET", help="Swap the faces that were extracted from VIDEO, no others.")
 @click.option("-o", "out", required=True, type=FILE, metavar="OUT.mp4", help="Video to make.")
 @whose
+@strength
 @overwrite
 @common
 def merge(
     video: Path,
     model: Path,
+    base: Path | None,
+    strength: float,
     faces: Path | None,
     out: Path,
     who: Any,
@@ -179,7 +247,7 @@ def merge(
     files.refuse_existing(out, overwrite)
     probe(video)
     place = resolve(device)
-    swapper = swap.Swapper(model, recipe.merge, place)
+    swapper = swap.Swapper(model, recipe.merge, place, base=base, strength=strength)
     if faces:
         found = swap.recalling(faces, video)
     else:
@@ -211,6 +279,7 @@ def merge(
 @click.option(
     "--source-track", multiple=True, type=click.IntRange(0), metavar="N", help="Only this track of SOURCE_VIDEO."
 )
+@strategy
 @common
 @budget
 def swap_(
@@ -276,10 +345,13 @@ def demo(out: Path, recipe: Recipe, device: str, as_json: bool) -> None:
 @click.option("--truth", is_flag=True, help="Against the true swap of synthetic actors; see below.")
 @click.option("--protocol", type=FILE, metavar="FILE.toml", help="Another protocol than configs/benchmark.toml.")
 @click.option("-o", "out", type=FILE, metavar="PAGE.html", help="Page to write.  [default: evaluation.html in the run]")
+@strength
 @overwrite
 @common
 def evaluate(
     path: Path,
+    base: Path | None,
+    strength: float,
     faces: Path | None,
     truth: bool,
     protocol: Path | None,
@@ -304,12 +376,14 @@ def evaluate(
 
     if protocol is not None and not truth:
         raise click.UsageError("--protocol belongs to --truth")
-    if truth and (faces is not None or out is not None or overwrite):
-        raise click.UsageError("--faces, -o and --overwrite do not go with --truth")
+    if truth and (faces is not None or out is not None or overwrite or base is not None or strength != 1):
+        raise click.UsageError("--faces, --base, --strength, -o and --overwrite do not go with --truth")
     if truth:
         report = benchmark.evaluate_truth(path, config.load_benchmark(protocol), recipe, device=device)
     else:
-        report = run(path, recipe, device=device, faces=faces, out=out, overwrite=overwrite)
+        report = run(
+            path, recipe, device=device, faces=faces, base=base, strength=strength, out=out, overwrite=overwrite
+        )
     tables = [f"{title}\n{metrics.text_table(rows)}" for title, rows in report.tables.items()]
     show(report, "\n\n".join([*tables, *report.notes, f"page: {report.page}"]), as_json)
 
@@ -390,7 +464,8 @@ def list_weights(recipe: Recipe, device: str, as_json: bool) -> None:
     from faceswap.pretrained import entries
 
     found = list(entries().values())
-    lines = [f"{e.name:22}{e.kind:10}{e.path or f'not here; {e.remedy}'}" for e in found]
+    width = max(len(e.name) for e in found) + 3
+    lines = [f"{e.name:{width}}{e.kind:10}{e.path or f'not here; {e.remedy}'}" for e in found]
     show(found, "\n".join(lines), as_json)
 
 
@@ -398,7 +473,7 @@ def list_weights(recipe: Recipe, device: str, as_json: bool) -> None:
 @click.argument("name")
 @common
 def show_weights(name: str, recipe: Recipe, device: str, as_json: bool) -> None:
-    """What is known of the weights NAME: licence, origin, size, sha256, place.
+    """What is known of the weights NAME: licence, origin, size, sha256, how good a base is, place.
 
     \b
     Example: faceswap pretrained show landmarks
@@ -412,7 +487,13 @@ def show_weights(name: str, recipe: Recipe, device: str, as_json: bool) -> None:
 
 @pretrained.command()
 @click.argument("name")
-@click.option("--from", "source", type=FILE, metavar="FILE", help="Take this file, not what is at the address.")
+@click.option(
+    "--from",
+    "source",
+    type=FILE,
+    metavar="FILE_OR_DIR",
+    help="Take this file, or that of a folder, not what is at the address.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace weights that are here.")
 @common
 def pull(name: str, source: Path | None, overwrite: bool, recipe: Recipe, device: str, as_json: bool) -> None:
@@ -430,6 +511,34 @@ def pull(name: str, source: Path | None, overwrite: bool, recipe: Recipe, device
             raise
         raise Failure("interrupted; what came is kept, and the same command goes on from there", INTERRUPTED) from None
     show(report, f"{report.name}: {report.path}: {report.said}", as_json)
+
+
+@pretrained.command("add")
+@click.argument("source", type=FILE, metavar="RUN_OR_FILE")
+@click.option("--name", required=True, help="What to call it: letters, digits, - and _.")
+@click.option("--licence", default="", metavar="TEXT", help="Who may do what with it.  [default: not stated]")
+@click.option("--origin", default="", metavar="TEXT", help="How it was made.  [default: where it was added from]")
+@click.option("--overwrite", is_flag=True, help="Take the place of a base of that name.")
+@common
+def add_base(
+    source: Path,
+    name: str,
+    licence: str,
+    origin: str,
+    overwrite: bool,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Give a base of your own a name: its averaged weights are kept in your folder, where finetune finds them.
+
+    \b
+    Example: faceswap pretrained add base --name mine --licence "CC BY 4.0"
+    """
+    from faceswap.pretrained import add as run
+
+    entry = run(source, name, licence=licence, origin=origin, overwrite=overwrite)
+    show(entry, f"{entry.name}: {entry.path}: added, {(entry.bytes or 0) / 1e6:.1f} MB, {entry.figures}", as_json)
 
 
 @pretrained.command()
@@ -470,8 +579,8 @@ def doctor(recipe: Recipe, device: str, as_json: bool) -> None:
         raise Failure(f"not ready: {', '.join(bad)}; the remedies are above", 1)
 
 
-def show_training(report: Any, as_json: bool) -> None:
-    show(report, training_text(report), as_json)
+def show_training(report: Any, as_json: bool, more: str = "") -> None:
+    show(report, training_text(report) + more, as_json)
     if report.reason == "interrupted":
         raise Failure(f"training interrupted; the same command goes on from {report.run}", INTERRUPTED)
 

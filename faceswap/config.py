@@ -62,7 +62,7 @@ class ModelRecipe(Section):
 class DataRecipe(Section):
     """How batches are made from facesets."""
 
-    batch: int = Field(0, ge=0)  # faces per step, all people together; 0: by the dial
+    batch: int = Field(0, ge=0)  # faces per step, of both people together; 0: by the dial
     warp: Weight = 0.015  # random warp of the input, standard deviation along x and y in units of the side
     rotation: float = Field(10, ge=0, le=180)  # degrees, both ways
     scale: float = Field(0.12, ge=0, lt=1)  # relative, both ways
@@ -73,7 +73,7 @@ class DataRecipe(Section):
     occlude: Share = 0.0  # probability that something lies before a face, for the mask to leave out
     blur_out: bool = False  # what lies outside the face is blurred in what is to be drawn
     transfer: Literal["none", "reinhard", "mkl", "sliced-ot"] = "none"  # the first person in the light of the last
-    sampling: Literal["shuffle", "pose"] = "shuffle"  # every face as often, or every yaw and pitch
+    sampling: Literal["shuffle", "pose", "person"] = "shuffle"  # all as often, or all poses; or two of each
     holdout: float = Field(0.1, gt=0, le=0.5)  # share of faces never trained on
     memory_gb: float = Field(4.0, ge=0)  # images are kept in memory up to this size, read again and again beyond
 
@@ -104,6 +104,11 @@ class StrategyRecipe(Section):
     """Which weights train."""
 
     name: str = "full"  # a part of faceswap/strategies
+    rank: int = Field(4, ge=1, le=256)  # lora: of the updates
+    prior: Weight = 1.0  # prior: how much faces of anyone count beside those of the two people
+    first: Share = 0.2  # lp-ft: part of the budget in which the last layer and the codes train alone
+    penalty: Weight = 10.0  # l2-sp: how much it costs to leave the base, times the mean square of the way
+    save: Literal["whole", "delta"] = "whole"  # what is drawn with: all weights, or how they differ from the base
 
 
 class TrainRecipe(Section):

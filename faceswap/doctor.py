@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from faceswap.errors import FaceswapError
+from faceswap.errors import CheckpointError, FaceswapError
 
 PACKAGES = (
     "torch",
@@ -99,5 +99,9 @@ def _encoder() -> Finding:
 def _base() -> Finding:
     from faceswap import pretrained
 
-    bases = [path.stem for path in pretrained.bases()]
+    try:
+        bases = [path.stem for path in pretrained.bases()]
+    except CheckpointError as error:
+        said, _, remedy = str(error).rpartition("; ")
+        return Finding("base", False, said, remedy)
     return Finding("base", True, ", ".join(bases) or "none ships yet: training starts from scratch, or from --base")

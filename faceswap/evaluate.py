@@ -14,7 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceswap import align, batches, blend, checkpoint, console, detectors, embedding, files, metrics, page, swap
+from faceswap import (
+    align,
+    batches,
+    blend,
+    checkpoint,
+    console,
+    damage,
+    detectors,
+    embedding,
+    files,
+    metrics,
+    page,
+    swap,
+)
 from faceswap.checkpoint import State
 from faceswap.config import MergeRecipe, Recipe
 from faceswap.detectors import Face
@@ -123,6 +136,8 @@ def evaluate(
     *,
     device: str = "auto",
     faces: Path | None = None,  # of the target (of a base: of anyone), instead of those of the training
+    base: Path | None = None,  # where the base lies, if it is not where it was
+    strength: float = 1.0,  # of what was trained, beside the base
     out: Path | None = None,  # the page; default: evaluation.html in the run, replaced
     overwrite: bool = False,  # of the page, where it is not in a run
 ) -> Report:
@@ -132,7 +147,7 @@ def evaluate(
     `CheckpointError` for an unusable model, `FacesetError` if there are no faces to measure on.
     """
     weights = checkpoint.find(path)
-    model, state = checkpoint.load_model(weights)
+    model, state = checkpoint.load_model(weights, base, strength)
     people, place = _people(weights.parent, state, faces), resolve(device)
     subject = _Subject(model.to(place), state, given.over(state.recipe), place)
     if out is not None and (out.suffix.lower() not in (".html", ".htm") or out.is_dir()):
@@ -142,15 +157,18 @@ def evaluate(
         replaced = True  # it is the run's own
     files.refuse_existing(where, replaced)
     tables: dict[str, Rows] = {f"reconstruction, at {SIZE} px": {}}
-    for index, name in enumerate(state.people):
+    for index, name in enumerate(state.subjects):
         if people[name].held:
             row = f"{name} as {name}, {people[name].label}"
             tables[f"reconstruction, at {SIZE} px"][row] = subject.reconstruction(index, people[name].held)
     notes, blocks = [BEST], list[page.Block]()
-    if len(state.people) == 2:
-        rows, pictures = subject.pair(people[state.people[SOURCE]], people[state.people[TARGET]], notes)
+    if len(state.subjects) == 2:
+        rows, pictures = subject.pair(people[state.subjects[SOURCE]], people[state.subjects[TARGET]], notes)
         tables["the swap against the target"] = rows
         blocks.append(pictures)
+    if (lost := damage.of(weights, device=device, base=base, strength=strength)) is not None:
+        tables["the base, on faces of strangers"] = damage.rows(lost)
+        notes.append(f"Weights moved by {100 * lost.distance:.2g} % of the base.")
     tables = {title: metrics.plain(rows) for title, rows in tables.items()}
     facts = page.Text([f"{weights.name}, {state.progress.images} face images.", *notes])
     figures = [page.Figures(title, rows) for title, rows in tables.items()]
@@ -175,15 +193,15 @@ def _people(run: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
     """The faces of each person that a model knows; a person whose facesets are gone is said and has none."""
     known = checkpoint.facesets(run)
     found: dict[str, _Entries] = {}
-    for name in state.people:
-        if faces is not None and name == state.people[-1]:
+    for name in state.subjects:
+        if faces is not None and name == state.subjects[-1]:
             entries = open_all([faces])[0].entries
             found[name] = _Entries(entries, entries, faces.name)
             continue
         folders = known.get(name, [])
         if not folders or not all(folder.exists() for folder in folders):
             where = ", ".join(map(str, folders)) or "not known"
-            if name == state.people[-1]:
+            if name == state.subjects[-1]:
                 raise FacesetError(f"{run}: the faces it was trained on are gone ({where}); name some with --faces")
             console.warn(f"{run}: the {name}'s faces are gone ({where}): figures that need them are left out")
             found[name] = _Entries([], [], "")

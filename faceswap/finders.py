@@ -15,7 +15,7 @@ from faceswap.batches import batches, split
 from faceswap.config import Recipe
 from faceswap.errors import CheckpointError, TrainingError, UsageError
 from faceswap.faceset import open_all
-from faceswap.train import Trainer
+from faceswap.train import Trainer, find_origin, with_strategy
 
 LOWEST, HIGHEST = 1e-6, 1.0  # rates that are tried
 SMOOTH = 0.9  # share of the past in the smoothed loss
@@ -61,10 +61,11 @@ def find_rate(
     if not folders:
         raise CheckpointError(f"{run}: does not say which facesets it was trained on; continue it once")
     recipe = recipe.over(state.recipe).changed(train={"images": 1, "warmup": 0, "decay": 0.0, "devices": 1}).resolved()
-    with _trainer(recipe, state.people, run, device) as trainer:
-        trainer.start(None, None)
+    recipe = with_strategy(recipe, run, state)
+    with _trainer(recipe, list(folders), run, device, state.people) as trainer:
+        trainer.start(None, find_origin(recipe, run, state, None))
         trainer.restore(state)
-        trainer.read({name: split(open_all(folders[name]), recipe.data.holdout) for name in state.people})
+        trainer.read({name: split(open_all(folders[name]), recipe.data.holdout) for name in folders})
         return _range_test(trainer, steps, state.recipe.train.rate)
 
 
@@ -162,8 +163,10 @@ def _faces_per_second(trainer: Trainer, faces: int) -> float:
 
 
 @contextmanager
-def _trainer(recipe: Recipe, people: list[str], run: Path, device: str) -> Iterator[Trainer]:
+def _trainer(
+    recipe: Recipe, people: list[str], run: Path, device: str, known: list[str] | None = None
+) -> Iterator[Trainer]:
     """A trainer of one process that is never saved."""
     fabric = Fabric(**devices.fabric_options(device, 1, recipe.train.precision))
     with memory.exhausted(fabric.device, recipe):
-        yield Trainer(fabric, recipe, people, run)
+        yield Trainer(fabric, recipe, people, run, known)

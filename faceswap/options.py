@@ -168,6 +168,46 @@ def budget(command: F) -> F:
     return wrapped(command, run, [minutes, images, plateau])
 
 
+def strategy(command: F) -> F:
+    """--strategy, which the command finds in `recipe`."""
+
+    def run(recipe: Recipe, strategy: str | None, **rest: Any) -> Any:
+        return command(recipe=recipe if strategy is None else recipe.changed(strategy={"name": strategy}), **rest)
+
+    option = click.option(
+        "--strategy",
+        metavar="NAME",
+        help="What trains: full, prior, lora, film, embedding, hypernetwork, decoder-only, last-block, linear-probe, "
+        "lp-ft, l2-sp, scratch or resume; docs/FINETUNING.md compares them.  [default: full]",
+    )
+    return wrapped(command, run, [option])
+
+
+def strength(command: F) -> F:
+    """--base and --strength, of a model that is drawn with."""
+    options = [
+        click.option(
+            "--base", type=FILE, metavar="BASE", help="The base that the model started from, if it is not found."
+        ),
+        click.option(
+            "--strength",
+            type=Finite(0, 4),
+            default=1.0,
+            show_default=True,
+            help="How far to go from the base (0) to what was trained (1), or beyond.",
+        ),
+    ]
+
+    def run(base: Path | None, **rest: Any) -> Any:
+        if base is not None:
+            from faceswap.pretrained import base as find
+
+            base = find(base)
+        return command(base=base, **rest)
+
+    return wrapped(command, run, options)
+
+
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
 

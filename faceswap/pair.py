@@ -95,7 +95,7 @@ def footage(work: Path) -> dict[str, Path]:
 
 
 def _base(recipe: Recipe, run: Path) -> Path | None:
-    if checkpoint.states(run):
+    if checkpoint.states(run) or recipe.strategy.name == "scratch":
         return None
     base = pretrained.find_base(recipe)
     if base is None:

@@ -1,22 +1,28 @@
-"""Weights by name: those that ship in `pretrained/`, and those that are pulled into the user's folder.
+"""Weights by name: those that ship in `pretrained/`, those that are pulled, and bases of the user's own.
 
 `pretrained/manifest.toml` says what there is, of which kind (a base that training starts from, or a network that
 helps), under which licence, and how to tell that a file is whole. Files lie in `files.weight_folders()`; the first one
 found counts. Where the manifest knows no sha256, that of the day when a file was pulled is noted beside it.
 
+`add` takes a base of the user's own into their folder and writes a manifest there, of the same form. Of two entries
+with one name that of the earlier folder counts, as with files.
+
 What is downloaded is data: tensors are read from it, and nothing in it is ever run.
 """
 
 import http.client
+import math
 import os
+import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import tomli_w
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -26,11 +32,15 @@ from torch import Tensor
 
 import faceswap
 from faceswap import checkpoint, config, console, files, perceptual
+from faceswap.checkpoint import Progress, State
 from faceswap.config import Recipe
-from faceswap.errors import CheckpointError, UsageError
+from faceswap.errors import CheckpointError, FaceswapError, OutputExistsError, RecipeError, UsageError
 from faceswap.registry import suggest
 
 MANIFEST = "manifest.toml"
+OWN = "# Bases of your own, written by `faceswap pretrained add`, which keeps no comments.\n\n"
+AGAIN = "put it right, or move it away and take its bases in again with faceswap pretrained add --overwrite"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")  # of a base that is added: a file's name on every system
 LARGEST = 600_000_000  # bytes of a download whose size the manifest doesn't know
 CHUNK = 1 << 16  # bytes that are received at once
 PATIENCE = 30.0  # seconds without a byte after which a server counts as gone
@@ -48,7 +58,9 @@ class Entry:
     recipe: str = ""  # the recipe or script that made it
     bytes: int | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    figures: str = ""  # how good a base is, in words
     path: Path | None = None  # None: nowhere; not for the manifest to say
+    manifest: Path | None = None  # the user's own that tells of it; None: that which ships; likewise
 
     @property
     def published(self) -> bool:
@@ -59,7 +71,11 @@ class Entry:
     def remedy(self) -> str:
         """What brings it, or brings it anew."""
         over = " --overwrite" if self.path else ""
-        return f"faceswap pretrained pull {self.name}{over}" if self.published else "install faceswap again"
+        if self.published:
+            return f"faceswap pretrained pull {self.name}{over}"
+        if self.manifest:
+            return f"faceswap pretrained add FILE --name {self.name} --overwrite"
+        return "install faceswap again"
 
 
 @dataclass(frozen=True)
@@ -77,21 +93,46 @@ class UnfitError(Exception):
 
 
 def entries() -> dict[str, Entry]:
-    """The manifest, by name."""
-    path = files.shipped("pretrained") / MANIFEST
-    tables = config.parse(path.read_text(encoding="utf-8"), str(path))
-    named = {name: {"name": name, **table} if isinstance(table, dict) else table for name, table in tables.items()}
+    """All weights by name: those of the user's manifests, then those that ship; the first of a name counts."""
+    found: dict[str, Entry] = {}
+    for folder in _own_folders():
+        if (manifest := folder / MANIFEST).is_file():
+            for name, entry in _read_manifest(manifest, AGAIN).items():
+                place = _place(entry.file, [folder, *files.weight_folders()])
+                found.setdefault(name, replace(entry, path=place, manifest=manifest))
+    for name, entry in _read_manifest(files.shipped("pretrained") / MANIFEST, "install faceswap again").items():
+        found.setdefault(name, replace(entry, path=_place(entry.file, files.weight_folders()), manifest=None))
+    return found
+
+
+def _own_folders() -> list[Path]:
+    """The user's weight folders, in the order of search."""
+    ships = files.shipped("pretrained").resolve()
+    return [folder for folder in files.weight_folders() if folder.resolve() != ships]
+
+
+def _read_manifest(path: Path, remedy: str) -> dict[str, Entry]:
+    """What one manifest says; `CheckpointError` with the remedy if it is damaged."""
     try:
-        found = TypeAdapter(dict[str, Entry]).validate_python(named)
+        tables = _tables(path)
+        named = {name: {**table, "name": name} if isinstance(table, dict) else table for name, table in tables.items()}
+        return TypeAdapter(dict[str, Entry]).validate_python(named)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: {where}: {first['msg'].lower()}; install faceswap again") from None
-    return {name: replace(entry, path=_place(entry.file)) for name, entry in found.items()}
+        raise CheckpointError(f"{path}: {where}: {first['msg'].lower()}; {remedy}") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: not valid TOML: not UTF-8; {remedy}") from None
+    except RecipeError as error:
+        raise CheckpointError(f"{error}; {remedy}") from None
 
 
-def _place(file: str) -> Path | None:
-    return next((path for folder in files.weight_folders() if (path := folder / file).is_file()), None)
+def _tables(path: Path) -> dict[str, Any]:
+    return config.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _place(file: str, folders: Iterable[Path]) -> Path | None:
+    return next((path for folder in folders if (path := folder / file).is_file()), None)
 
 
 def known(name: str) -> Entry:
@@ -129,6 +170,27 @@ def find_base(recipe: Recipe) -> Path | None:
     return None
 
 
+def base(text: str | Path, run: Path | None = None) -> Path:
+    """The base that `text` means: a run or file that is there, or else the base of that name, its sha256 checked.
+
+    A `run` that can go on by itself needs none: what it is given is given back, there or not.
+    """
+    path, name = Path(text), str(text)
+    if path.exists() or (run is not None and checkpoint.states(run)):
+        return path
+    every = entries()
+    named = {each for each, entry in every.items() if entry.kind == "base"}
+    if name in named:
+        return find(name)
+    if name in every:
+        raise UsageError(f"{name}: expected a base, found a network that helps; {_known(name, named)}")
+    raise UsageError(f"{name}: expected a run, a weight file or the name of a base, found none; {_known(name, named)}")
+
+
+def _known(name: str, named: Iterable[str]) -> str:
+    return suggest(name, named) if named else "no base has a name yet, faceswap pretrained add gives one"
+
+
 def verify(name: str | None = None) -> list[Verdict]:
     """Look closely at the weights called `name`, or at all of them: sizes, sums, and every tensor is read."""
     return [_verdict(entry) for entry in ([known(name)] if name else entries().values())]
@@ -160,7 +222,8 @@ def _check_sums(entry: Entry, path: Path) -> None:
 
 
 def pull(name: str, source: Path | None = None, *, overwrite: bool = False) -> Verdict:
-    """Bring the weights called `name` into the user's folder, from their address or from the file `source`.
+    """Bring the weights called `name` into the user's folder, from their address or from `source`: a file, or a folder
+    that holds one of the name that the manifest gives it.
 
     Those that are here and sound are left alone unless `overwrite` is set. A download that broke off goes on.
     """
@@ -168,13 +231,11 @@ def pull(name: str, source: Path | None = None, *, overwrite: bool = False) -> V
     if entry.path is not None and not overwrite:
         return Verdict(name, find(name), True, "already there and sound")
     if source is None and not entry.published:
-        raise UsageError(f"{name}: expected an address to pull from, found none, as it ships; install faceswap again")
-    if source is not None and not source.is_file():
-        found = "a folder" if source.is_dir() else "nothing"
-        raise UsageError(f"{source}: expected a weight file, found {found}; give another with --from")
-    folder = files.weight_folders()[0]
-    if folder == files.shipped("pretrained"):
-        raise UsageError(f"{name}: expected a home folder to pull into, found none; name one in $FACESWAP_PRETRAINED")
+        why = "" if entry.manifest else ", as it ships"
+        raise UsageError(f"{name}: expected an address to pull from, found none{why}; {entry.remedy}")
+    if source is not None:
+        source = _given(entry, source)
+    folder = _own_folder(name, "pull into")
     console.say(f"{name}: licence: {entry.licence}")
     got = source or _download(entry, folder)
     try:
@@ -187,6 +248,23 @@ def pull(name: str, source: Path | None = None, *, overwrite: bool = False) -> V
     if source is None:
         got.unlink()
     return Verdict(name, path, True, f"pulled, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _given(entry: Entry, source: Path) -> Path:
+    """The weight file that `source` is or holds."""
+    path = source / entry.file if source.is_dir() else source
+    if not path.is_file():
+        found = f"a folder without {entry.file}" if source.is_dir() else "nothing"
+        raise UsageError(f"{source}: expected a weight file, or a folder with it, found {found}; give another --from")
+    return path
+
+
+def _own_folder(name: str, purpose: str) -> Path:
+    """The folder that the user's weights go to."""
+    folder = files.weight_folders()[0]
+    if folder not in _own_folders():
+        raise UsageError(f"{name}: expected a home folder to {purpose}, found none; name one in $FACESWAP_PRETRAINED")
+    return folder
 
 
 def _install(entry: Entry, got: Path, folder: Path, *, overwrite: bool) -> Path:
@@ -298,6 +376,96 @@ def _otherwise(entry: Entry) -> str:
     )
 
 
+# Bases of the user's own
+
+
+def add(
+    source: Path,  # a run of faceswap pretrain, or a weight file of one
+    name: str,
+    *,
+    licence: str = "",
+    origin: str = "",  # how it was made
+    overwrite: bool = False,  # takes the place of a base of that name, even of one that ships
+) -> Entry:
+    """Take a base into the user's folder: its averaged weights alone, and an entry in the manifest there.
+
+    `UsageError` for a name that cannot be, `OutputExistsError` for one that is taken, `CheckpointError` for what is no
+    base or not whole.
+    """
+    if not NAME.fullmatch(name):
+        expected = "letters, digits, - and _, the first a letter or digit, 40 at most"
+        raise UsageError(f"{name!r}: expected {expected}, found something else; choose another --name")
+    folder, file = _own_folder(name, "keep it in"), f"{name}.safetensors"
+    path, manifest = folder / file, folder / MANIFEST
+    other = _with_that_name(name, file)
+    if other is not None and not overwrite:
+        where = other.manifest or "what ships with faceswap"
+        raise OutputExistsError(f"{name}: known already, in {where}; choose another --name or add --overwrite")
+    files.refuse_existing(path, overwrite)
+    state = _read_base(source)
+    checkpoint.write(path, state)
+    files.sha256_note(path).unlink(missing_ok=True)
+    entry = {
+        "kind": "base",
+        "file": file,
+        "licence": _line(licence) or "not stated",
+        "origin": _origin(_line(origin) or _line(f"added from {source.absolute()}")),
+        "recipe": f"in the file: {state.recipe.model.name}, {state.recipe.model.resolution} px",
+        "bytes": path.stat().st_size,
+        "sha256": files.sha256(path),
+        "figures": _figures(state.progress),
+    }
+    with files.whole_file(manifest, overwrite=True) as partial:
+        tables = _tables(manifest) if manifest.is_file() else {}
+        partial.write_text(OWN + tomli_w.dumps({**tables, name: entry}), encoding="utf-8")
+    if other is not None and other.manifest is None:
+        console.say(f"{name}: from now on yours, not the one that ships")
+    return known(name)
+
+
+def _with_that_name(name: str, file: str) -> Entry | None:
+    """The base called `name`; `UsageError` if others have that name or file, also where a disk ignores case."""
+    for entry in entries().values():
+        if entry.name == name and entry.kind == "base":
+            return entry
+        if name.lower() == entry.name.lower() or file.lower() == entry.file.lower():
+            found = f"{entry.name}, a {entry.kind} in {entry.file}"
+            raise UsageError(
+                f"{name}: expected a name that no other weights have, found {found}; choose another --name"
+            )
+    return None
+
+
+def _read_base(source: Path) -> State:
+    """The averaged weights of a base, and what else its file says."""
+    path = checkpoint.find(source)
+    remedy = "give a run of faceswap pretrain, or a weight file of one"
+    try:
+        model, state = checkpoint.load_model(path)
+    except FaceswapError as error:
+        raise CheckpointError(f"{path}: {_complaint(error, path)}; {remedy}") from None
+    if len(state.people) != 1:
+        known = ", ".join(state.people)
+        raise CheckpointError(f"{source}: expected a base, which knows one person, found one of {known}; {remedy}")
+    return replace(state, tensors={f"ema.{name}": weight for name, weight in model.state_dict().items()})
+
+
+def _figures(progress: Progress) -> str:
+    """How far a base has come, in words."""
+    best = f"held-out loss {progress.best:.4g} " if math.isfinite(progress.best) else ""
+    return f"{best}after {progress.images:,} images"
+
+
+def _origin(text: str) -> str:
+    """Where a base comes from; an address is not one that these very bytes can be pulled from."""
+    return f"made from {text}" if text.startswith(("http://", "https://")) else text
+
+
+def _line(text: str) -> str:
+    """Any text as one line that can be written."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
+
+
 # Reading
 
 
@@ -318,8 +486,14 @@ def _tensors(entry: Entry, path: Path) -> dict[str, Tensor]:
         return _read(path)
     try:
         return checkpoint.read(path).tensors
-    except CheckpointError as error:
-        raise UnfitError(str(error).removeprefix(f"{path}: ").rpartition(";")[0]) from None
+    except FaceswapError as error:
+        raise UnfitError(_complaint(error, path)) from None
+
+
+def _complaint(error: FaceswapError, path: Path) -> str:
+    """What is wrong with a file, without its place and the remedy."""
+    text = str(error).removeprefix(f"{path}: ")
+    return text.rpartition(";")[0] or text
 
 
 def _read(path: Path) -> dict[str, Tensor]:

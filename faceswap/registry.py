@@ -21,7 +21,7 @@ class Socket:
 
     Each module offers `build`, whose arguments the folder defines.
 
-    Dropping `NAME.py` into the folder is all it takes to add the part `NAME`.
+    Dropping `NAME.py` into the folder is all it takes to add the part `NAME`; `TWO_WORDS.py` is `TWO-WORDS`.
     """
 
     def __init__(self, package: str, noun: str) -> None:
@@ -30,10 +30,10 @@ class Socket:
     def names(self) -> list[str]:
         """The parts that are there, sorted; nothing is imported to find out."""
         path = importlib.import_module(self.package).__path__
-        return sorted(module.name for module in pkgutil.iter_modules(path))
+        return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(path))
 
     def load(self, name: str) -> ModuleType:
         """The module of the part `name`; `UsageError` if there is none."""
         if name not in self.names():
             raise UsageError(f"no {self.noun} called {name!r}; {suggest(name, self.names())}")
-        return importlib.import_module(f"{self.package}.{name}")
+        return importlib.import_module(f"{self.package}.{name.replace('-', '_')}")

@@ -196,7 +196,7 @@ def status(run: Path) -> Status:
     return Status(
         run=run,
         running=monitor.is_written(run),
-        people=head.people,
+        people=head.subjects,
         images=images,
         minutes=seconds / 60,
         share=min(share(now, head.recipe), 1.0),

@@ -16,7 +16,7 @@ from faceswap.detectors import Face
 from faceswap.errors import CheckpointError, FacesetError
 from faceswap.faceset import Entry, Faceset, read_mask
 from faceswap.masks import face_mask
-from faceswap.models import FaceModel
+from faceswap.models import ANYONE, FaceModel
 from faceswap.video import Frame, VideoWriter, frame_count, read_frames
 from faceswap.who import Finder, Who
 
@@ -41,13 +41,19 @@ class Report:
 class Swapper:
     """Frames with faces found -> frames with those faces drawn as the source."""
 
-    def __init__(self, weights: Path, recipe: MergeRecipe, device: torch.device) -> None:
-        """`CheckpointError` if `weights` (a run or a file of one) is unusable or knows one person only."""
-        self.model, state = checkpoint.load_model(weights)
-        if len(state.people) < 2:
-            raise CheckpointError(
-                f"{weights}: a base, which knows one person; expected a run of faceswap finetune, which knows two"
-            )
+    def __init__(
+        self,
+        weights: Path,  # a run or a file of one
+        recipe: MergeRecipe,
+        device: torch.device,
+        *,
+        base: Path | None = None,  # where the base lies, if it is needed and not where it was
+        strength: float = 1.0,  # of what was trained, beside the base
+    ) -> None:
+        """`CheckpointError` if `weights` is unusable or knows nobody in particular."""
+        self.model, state = checkpoint.load_model(weights, base, strength)
+        if state.subjects == [ANYONE]:
+            raise CheckpointError(f"{weights}: a base, which knows nobody; expected a run of faceswap finetune")
         self.name = f"{checkpoint.find(weights).name} {state.progress.images} images"
         self.size, self.recipe, self.device = state.recipe.model.resolution, recipe, device
         self.model.to(device)

@@ -4,12 +4,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,18 +17,31 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from faceswap import checkpoint, console, devices, files, losses, memory, models, monitor, steering, strategies
+from faceswap import (
+    adapters,
+    checkpoint,
+    console,
+    devices,
+    files,
+    losses,
+    memory,
+    models,
+    monitor,
+    steering,
+    strategies,
+)
 from faceswap.batches import Batch, Faces, batches, split, still
 from faceswap.checkpoint import Progress, State
 from faceswap.config import Recipe
 from faceswap.errors import CheckpointError, RecipeError, TrainingError
 from faceswap.faceset import Entry, open_all
 from faceswap.interrupts import interrupts
-from faceswap.models import FaceModel
+from faceswap.models import ANYONE, FaceModel
 from faceswap.monitor import Monitor, sheet
 
 PREVIEW_FACES = 6  # rows of the preview
 MEASURED_FACES = 64  # held-out faces per person that a measurement looks at
+Origin = tuple[State, checkpoint.Base]  # a base, and what it is known by
 SETBACKS = 3  # in a row, before training gives up
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision
 
@@ -43,6 +56,7 @@ class Report:
     faces_per_second: float  # of this session; 0 if there was nothing left to do
     held_out: dict[str, float]  # the last measurement
     reason: str  # "budget", "plateau" or "interrupted"
+    damage: dict[str, Any] | None = None  # what became of the base, see `faceswap.damage`, where it was measured
 
 
 def train(
@@ -51,7 +65,8 @@ def train(
     run: Path,
     *,
     device: str = "auto",
-    base: Path | None = None,  # a run or file that knows one person, where a new run starts
+    base: Path | None = None,  # a run or file that knows `models.ANYONE`, where a new run starts
+    generic: Sequence[Path] = (),  # facesets of anyone, for strategies that have a use for them
     overwrite: bool = False,  # throw away what is in `run`, else continue it
 ) -> Report:
     """Train a model on facesets, or go on where the run was interrupted.
@@ -60,22 +75,25 @@ def train(
     another architecture or another process trains it, `TrainingError` if the losses stay not finite or memory is short.
     """
     recipe = devices.counted(recipe.resolved())
+    state = None if overwrite else checkpoint.latest(run)
+    recipe = with_strategy(recipe, run, state)
+    people = dict(people) | ({ANYONE: generic} if generic else {})
     check_recipe(recipe, len(people))
+    check_strategy(recipe, people, state, base, generic)
     entries = {name: split(open_all(folders), recipe.data.holdout) for name, folders in people.items()}
     checkpoint.check_folder(run, overwrite)
     check_alone(run)
-    state = None if overwrite else checkpoint.latest(run)
-    origin = open_base(base, recipe) if base is not None and state is None else None
-    if base is not None and state is not None:
-        console.say(f"{run}: goes on from its own weights, {base} is not needed")
+    origin = find_origin(recipe, run, state, base)
     fabric = Fabric(**devices.fabric_options(device, recipe.train.devices, recipe.train.precision))
     fabric.launch()
     with memory.exhausted(fabric.device, recipe):
-        trainer = Trainer(fabric, recipe, list(people), run)
+        trainer = Trainer(fabric, recipe, list(people), run, known(people, origin, state))
         trainer.facesets = {name: [_from(run, folder) for folder in folders] for name, folders in people.items()}
         trainer.footage = {name: footage([*kept, *held]) for name, (kept, held) in entries.items()}
         trainer.start(state, origin)
         trainer.read(entries)
+        if state is None and origin is not None:
+            trainer.begin()
         try:
             return trainer.loop()
         finally:
@@ -90,16 +108,19 @@ def check_recipe(recipe: Recipe, people: int) -> None:
         raise RecipeError("no budget: give --minutes M or --images N (train.minutes, train.images), or --until-plateau")
     if train.until_plateau and train.decay == 1:
         raise RecipeError("train.decay = 1 with train.until_plateau: the rate falls after a plateau; set it below 1")
-    step = people * train.devices * train.accumulate
+    step = min(people, 2) * train.devices * train.accumulate
+    if recipe.data.sampling == "person":
+        step *= 2
     if recipe.data.batch % step:
+        twice = ", twice as data.sampling = 'person'" if recipe.data.sampling == "person" else ""
         raise RecipeError(
-            f"data.batch = {recipe.data.batch}: expected a multiple of {step} (people x devices x accumulate)"
+            f"data.batch = {recipe.data.batch}: expected a multiple of {step} (people x devices x accumulate{twice})"
         )
     if not any(loss[name] for name in strategies.RECONSTRUCTION):
         names = ", loss.".join(strategies.RECONSTRUCTION)
         raise RecipeError(f"every loss has the weight 0; set one of loss.{names} above it")
     for name in ("swap_back", "true_face"):
-        if loss[name] and people != 2:
+        if loss[name] and people < 2:
             raise RecipeError(f"loss.{name} = {loss[name]:g}: needs two people, found {people}; set it to 0")
     if train.compile and loss["true_face"]:
         raise RecipeError("train.compile with loss.true_face: only the whole network is compiled; set one of them off")
@@ -133,24 +154,95 @@ def footage(entries: Sequence[Entry]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def open_base(base: Path, recipe: Recipe) -> State:
-    """A base that fits the recipe; `CheckpointError` with the remedy if it does not."""
-    origin = checkpoint.read(checkpoint.find(base))
-    if len(origin.people) > 1:
-        known = ", ".join(origin.people)
-        raise CheckpointError(f"{base}: knows {known}; expected a base of faceswap pretrain, which knows one person")
+def with_strategy(recipe: Recipe, run: Path, state: State | None) -> Recipe:
+    """The recipe with the run's own strategy, which `resume` stands for; a run cannot go on with another."""
+    if state is None:
+        return recipe
+    ours, theirs = recipe.strategy, state.recipe.strategy
+    if ours.name not in ("resume", theirs.name):
+        raise RecipeError(
+            f"{run}: trains with strategy {theirs.name!r}, not {ours.name!r}; add --strategy {theirs.name} or resume, "
+            "or choose another -o"
+        )
+    return recipe.changed(strategy={"name": theirs.name, "rank": theirs.rank})
+
+
+def check_strategy(
+    recipe: Recipe, people: Collection[str], state: State | None, base: Path | None, generic: Sequence[Path]
+) -> None:
+    """`RecipeError` if the strategy and what is given do not go together."""
+    name = recipe.strategy.name
+    strategy = strategies.build(name, rate=recipe.train.rate, recipe=recipe.strategy)
+    if base is not None and not strategy.takes_base:
+        raise RecipeError(f"--base with strategy {name!r}, which begins from nothing; leave one of them out")
+    if base is None and state is None and (strategy.needs_base or recipe.strategy.save == "delta"):
+        why = f"strategy {name!r}" if strategy.needs_base else "strategy.save = 'delta'"
+        raise RecipeError(f"{why} needs a base to start from: give --base, see faceswap pretrained list")
+    if base is None and state is None and len(people) == 1 and ANYONE not in people:
+        raise RecipeError("one person alone is learnt from a base: give --base, or the target's faces too")
+    if generic and not strategy.takes_generic:
+        raise RecipeError(f"--generic with strategy {name!r}, which has no use for it; add --strategy prior")
+
+
+def find_origin(recipe: Recipe, run: Path, state: State | None, base: Path | None) -> Origin | None:
+    """The base to start from, or that the run started from; None if there is none.
+
+    Where a run that goes on can do without its base, one that is gone is said, no more.
+    """
+    if state is None:
+        return open_base(base, recipe, run) if base is not None else None
+    if state.base is None:
+        if base is not None:
+            raise CheckpointError(f"{run}: did not start from a base; leave out --base, or choose another -o")
+        return None
+    strategy = strategies.build(recipe.strategy.name, rate=recipe.train.rate, recipe=recipe.strategy)
+    try:
+        return checkpoint.find_base(state.base, run, base), state.base
+    except CheckpointError as error:
+        if base is not None or strategy.needs_base or recipe.strategy.save == "delta":
+            raise CheckpointError(f"{run}: {error}") from None
+        console.warn(f"{run}: {error}; it goes on without it")
+        return None
+
+
+def known(people: Mapping[str, Sequence[Path]], origin: Origin | None, state: State | None) -> list[str]:
+    """Whom the model is to know: those it trains on and, from a base, `ANYONE`."""
+    names = list(people)
+    from_base = origin is not None or (state is not None and state.base is not None)
+    return [*names, ANYONE] if from_base and ANYONE not in names else names
+
+
+def open_base(base: Path, recipe: Recipe, run: Path) -> Origin:
+    """A base that fits the recipe, and what it is to be known by; `CheckpointError` with the remedy if it does not.
+
+    Of a run that came from a base itself `ANYONE` is taken.
+    """
+    path = checkpoint.find(base)
+    origin = checkpoint.read_base(path)
     difference = checkpoint.same_architecture(recipe, origin.recipe, origin.people, origin.people)
     if difference:
         shape = " ".join(f"--set model.{key}={value}" for key, value in origin.recipe.model.model_dump().items())
         raise CheckpointError(f"{base}: {difference}; use another base, or its shape: {shape}")
-    return origin
+    shelved = path.parent.resolve() in [folder.resolve() for folder in files.weight_folders()]
+    name = path.name if shelved else _from(run, path)
+    return origin, checkpoint.Base(name, checkpoint.digest(origin.part("ema")))
 
 
 class Trainer:
     """A run in memory: model, average, optimizer and progress, and the loop over them."""
 
-    def __init__(self, fabric: Fabric, recipe: Recipe, people: list[str], run: Path) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        recipe: Recipe,
+        people: list[str],  # it trains on
+        run: Path,
+        known: list[str] | None = None,  # to the model; None: no others
+    ) -> None:
         self.fabric, self.recipe, self.people, self.run = fabric, recipe, people, run
+        self.known = known or people
+        self.base: checkpoint.Base | None = None
+        self.origin: dict[str, Tensor] = {}  # the base's weights, if they are needed, by the names of this model
         self.progress = Progress()
         self.held_out: dict[str, float] = {}
         self.monitor: Monitor | None = None  # of the first process alone
@@ -159,19 +251,26 @@ class Trainer:
         self.facesets: dict[str, list[str]] = {}
         self.asked: Callable[[], bool] = lambda: False  # whether somebody wants training to stop
         torch.manual_seed(recipe.seed)
-        self.raw: FaceModel = checkpoint.new_model(recipe, len(people))
+        self.raw: FaceModel = checkpoint.new_model(recipe, self.known)
         weights = sum(weight.numel() for weight in self.raw.parameters())
         console.detail(f"{recipe.model.name}: {weights / 1e6:.2f} M weights on {fabric.device}")
-        self.strategy = strategies.build(recipe.strategy.name, rate=recipe.train.rate)
+        self.strategy = strategies.build(recipe.strategy.name, rate=recipe.train.rate, recipe=recipe.strategy)
 
-    def start(self, state: State | None, base: State | None) -> None:
+    def start(self, state: State | None, base: Origin | None) -> None:
         """Take the weights of the run's last state, or else of the base, or else the fresh ones."""
         train = self.recipe.train
         if base is not None:
-            self.raw.load_base(base.part("ema"))
-            console.say(f"starting from a base of {base.progress.images} images")
+            origin, self.base = base
+            self.raw.load_base(origin.part("ema"))
+            self.origin = {name: weight.clone() for name, weight in self.raw.state_dict().items()}
+            if state is None:
+                console.say(f"starting from {self.base.name}, a base of {origin.progress.images} images")
+        elif state is not None:
+            self.base = state.base
         self.fabric.to_device(self.raw).to(memory_format=torch.channels_last)
-        groups = self.strategy.prepare(self.raw)
+        groups = self.strategy.prepare(self.raw, len(self.people))
+        trained = {name for name, weight in self.raw.named_parameters() if weight.requires_grad}
+        self.trained = set(adapters.plain(dict.fromkeys(trained, torch.empty(0))))
         for group in groups:
             group["base_lr"] = group["lr"]
         self.average = deepcopy(self.raw).eval().requires_grad_(False)
@@ -193,7 +292,7 @@ class Trainer:
 
     def _go_on(self, state: State) -> None:
         """Take a state of this run, if it is of our kind; what is not as it was is said."""
-        difference = checkpoint.same_architecture(self.recipe, state.recipe, self.people, state.people)
+        difference = checkpoint.same_architecture(self.recipe, state.recipe, self.known, state.people)
         if difference:
             raise CheckpointError(
                 f"{self.run}: {difference}; use its recipe, or another run folder (-o; of swap: --work)"
@@ -219,7 +318,8 @@ class Trainer:
     @property
     def faces_at_once(self) -> int:
         """Faces that go through the model together in one process."""
-        return self.recipe.data.batch // (self.recipe.train.devices * self.recipe.train.accumulate)
+        per_person = self.recipe.data.batch // min(len(self.people), 2)
+        return per_person * len(self.people) // (self.recipe.train.devices * self.recipe.train.accumulate)
 
     def estimate(self) -> memory.Estimate:
         """What this training needs; nothing of it changes."""
@@ -243,7 +343,7 @@ class Trainer:
         noise = torch.rand(faces, 4, side, side, generator=torch.Generator().manual_seed(0)).to(place)
         noise = noise.contiguous(memory_format=torch.channels_last)
         person = torch.arange(len(self.people), device=place).repeat_interleave(faces // len(self.people))
-        return Batch(noise[:, :3], noise[:, :3], noise[:, 3:], torch.zeros_like(noise[:, 3:]), person)
+        return Batch(noise[:, :3], noise[:, :3], noise[:, :3], noise[:, 3:], torch.zeros_like(noise[:, 3:]), person)
 
     def read(self, people: Mapping[str, tuple[list[Entry], list[Entry]]]) -> None:
         """Read the images to train on and those held out."""
@@ -252,6 +352,18 @@ class Trainer:
         for name, (kept, held) in people.items():
             self.faces.append(Faces(kept, size, room, name))
             self.held.append(Faces(held[:MEASURED_FACES], size, room, f"{name}, held out"))
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Begin as what the strategy makes of the base and of the people's photos."""
+        photos = [self._photos(faces) for faces in self.faces[: len(self.people)]]
+        self.strategy.begin(self.raw, photos)
+        self.average.load_state_dict(self.raw.state_dict())
+
+    def _photos(self, faces: Faces) -> Tensor:
+        """Some faces (N, 3, R, R), evenly from all."""
+        rows = np.unique(np.linspace(0, len(faces) - 1, MEASURED_FACES).round()).astype(np.int64).tolist()
+        return still(faces, rows, 0, self.fabric.device).input
 
     def loop(self) -> Report:
         """Train until the budget is used or somebody asks to stop; the last state is always saved."""
@@ -356,8 +468,9 @@ class Trainer:
         return values
 
     def _set_rate(self, factor: float) -> None:
+        share = steering.share(self.progress, self.recipe)
         for group in self.stepper.param_groups:
-            group["lr"] = group["base_lr"] * factor
+            group["lr"] = group["base_lr"] * factor if share >= group.get("after", 0.0) else 0.0
         for adversary in self.strategy.adversaries.values():
             for group in adversary.optimizer.param_groups:
                 group["lr"] = self.recipe.train.rate * factor
@@ -501,7 +614,7 @@ class Trainer:
             batch = still(faces, range(rows), index, self.fabric.device)
             columns += [batch.input, self.average(batch.input, batch.person)[0]]
             titles += [name, f"{name} as {name}"]
-        if len(self.people) == 2:
+        if self.people[1:2] == ["target"]:
             columns.append(self.average(columns[2], torch.zeros_like(batch.person))[0])
             titles.append("target as source")
         return sheet(columns, titles)
@@ -529,7 +642,7 @@ class Trainer:
         )
 
     def state(self, *, averaged_only: bool = False) -> State:
-        tensors = {f"ema.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        tensors = self._drawing() if averaged_only else {f"ema.{n}": t for n, t in self.average.state_dict().items()}
         if not averaged_only:
             tensors |= {f"model.{name}": tensor for name, tensor in self.raw.state_dict().items()}
             tensors |= checkpoint.pack_optimizer(self.optimizer)
@@ -538,7 +651,20 @@ class Trainer:
             tensors["random.cpu"] = torch.get_rng_state()
             if self.fabric.device.type == "cuda":
                 tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
-        return State(self.recipe, self.people, tensors, self.progress, self.footage)
+        return State(self.recipe, self.known, tensors, self.progress, self.footage, self.base)
+
+    def _drawing(self) -> dict[str, Tensor]:
+        """What it takes to draw: all averaged weights, or what of them the base does not have."""
+        weights = self.average.state_dict()
+        if self.strategy.small:
+            small = {name: weight for name, weight in adapters.plain(weights).items() if name in self.trained}
+            return {f"adapter.{name}": weight for name, weight in small.items()}
+        if self.recipe.strategy.save == "delta" and self.origin:
+            packed = adapters.pack_delta({name: weight.cpu() for name, weight in weights.items()}, self.origin)
+            return {f"delta.{name}": tensor for name, tensor in packed.items()}
+        if self.known == [ANYONE] and (code := self.average.told(self._photos(self.held[0]))) is not None:
+            weights |= dict.fromkeys(self.average.named("codes"), code[None])  # the average person's
+        return {f"ema.{name}": weight for name, weight in weights.items()}
 
     def restore(self, state: State) -> None:
         """Become exactly what was saved."""

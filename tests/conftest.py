@@ -1,4 +1,5 @@
 import os
+import tempfile
 from pathlib import Path
 
 import crops
@@ -6,13 +7,16 @@ import footage
 import pytest
 import torch
 
-from faceswap import benchmark, config, evaluate, extract
+from faceswap import benchmark, config, damage, evaluate, extract
 from faceswap.config import Benchmark, ExtractRecipe, Recipe
 
 torch.set_num_threads(1)  # tests run side by side
 os.environ["OMP_NUM_THREADS"] = "1"  # and so do the processes that they start
 
 evaluate.EMBEDDED = 3  # an embedder, where there is one, is slow
+damage.COUNT = 4  # and so are strangers to render
+_data = tempfile.TemporaryDirectory()  # nothing is kept in the user's own folder, nor found there
+os.environ["XDG_DATA_HOME"] = _data.name
 
 SMALL = ExtractRecipe(size=64, min_size=40)
 

@@ -106,7 +106,7 @@ def test_a_slow_pipeline_costs_more(tiny: Recipe, cast: Path, tmp_path: Path, mo
 
 def test_the_plain_network_is_ours(tiny: Recipe) -> None:
     recipe = plain_recipe(tiny)
-    ours = checkpoint.new_model(recipe, 2)
+    ours = checkpoint.new_model(recipe, ["source", "target"])
     plain = PlainDF(ours, recipe)
     faces = torch.rand(3, 3, 32, 32)
     for person in range(2):
@@ -135,7 +135,7 @@ def test_plain_faces_are_moved_alike_and_only_the_input_is_warped(cast: Path) ->
 def test_the_plain_rival_learns(tiny: Recipe, cast: Path) -> None:
     recipe = plain_recipe(tiny)
     torch.manual_seed(0)
-    plain = PlainDF(checkpoint.new_model(recipe, 2), recipe)
+    plain = PlainDF(checkpoint.new_model(recipe, ["source", "target"]), recipe)
     optimizer = torch.optim.AdamW(plain.parameters(), 3e-3, foreach=False, fused=False)
     with closing(benchmark_train.plain_training(plain, optimizer, cast, recipe, CPU)) as training:
         found = list(islice(training, 40))

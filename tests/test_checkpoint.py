@@ -18,7 +18,7 @@ RECIPE = check({"model": {"resolution": 32, "width": 4, "code": 16}}, "test").re
 
 def state(images: int = 100, people: tuple[str, ...] = ("source", "target")) -> State:
     torch.manual_seed(images)
-    model = checkpoint.new_model(RECIPE, len(people))
+    model = checkpoint.new_model(RECIPE, list(people))
     tensors = {f"ema.{name}": tensor for name, tensor in model.state_dict().items()}
     return State(
         RECIPE, list(people), tensors | {"random.cpu": torch.get_rng_state()}, Progress(images=images, best=0.25)
@@ -118,8 +118,8 @@ def test_the_best_weights_are_the_ones_to_draw_with(tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_named() -> None:
-    model = checkpoint.new_model(RECIPE, 2)
-    other = checkpoint.new_model(RECIPE.changed(model={"width": 8}), 2)
+    model = checkpoint.new_model(RECIPE, ["source", "target"])
+    other = checkpoint.new_model(RECIPE.changed(model={"width": 8}), ["source", "target"])
     with pytest.raises(CheckpointError, match=r"run: of another architecture: \S+ is \[.*\], expected \[.*\]"):
         checkpoint.fit(model, other.state_dict(), "run")
     changed = RECIPE.changed(model={"code": 32})

@@ -22,7 +22,7 @@ COMMANDS = ("extract", "pretrain", "finetune", "merge", "swap", "evaluate", "dem
 GROUPS = {
     "actors": ("clip", "faces"),
     "faceset": ("info", "sort", "filter", "sheet", "copy", "pack", "unpack", "import"),
-    "pretrained": ("list", "show", "pull", "verify"),
+    "pretrained": ("list", "show", "pull", "add", "verify"),
     "train": ("status", "find-rate", "find-batch"),
 }
 INSIDE = tuple(f"{group} {command}" for group, commands in GROUPS.items() for command in commands)

@@ -58,7 +58,7 @@ def gradients(model: FaceModel, faces: Tensor, person: Tensor) -> dict[str, Tens
 @pytest.mark.parametrize("name", ["df", "liae"])
 def test_checkpointing_gives_the_same_gradients_for_less_memory(name: str) -> None:
     torch.manual_seed(0)
-    model = checkpoint.new_model(recipe(name=name, resolution=64, width=8), 2)
+    model = checkpoint.new_model(recipe(name=name, resolution=64, width=8), ["source", "target"])
     names = list(model.state_dict())
     faces, person = torch.rand(4, 3, 64, 64), torch.tensor([0, 0, 1, 1])
     before = gradients(model, faces, person)

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from facenet_pytorch import InceptionResnetV1
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from faceswap import checkpoint, console, embedding, files, landmarks, perceptual, pretrained
-from faceswap.checkpoint import State
+from faceswap import checkpoint, console, doctor, embedding, files, landmarks, perceptual, pretrained
+from faceswap.checkpoint import Progress, State
 from faceswap.cli import main
 from faceswap.config import Recipe
-from faceswap.errors import CheckpointError, FaceswapError, UsageError
+from faceswap.errors import CheckpointError, FaceswapError, OutputExistsError, UsageError
 
 ROOT = Path(__file__).parents[1]
 CONTENT = save({"weight": torch.arange(150_000, dtype=torch.float32)})  # 600 kB
@@ -214,9 +214,21 @@ def test_damaged_weights_are_not_found(content: bytes, why: str, shipped: Path) 
     assert not verdict.sound and verdict.path and "install faceswap again" in verdict.said
 
 
-def write_base(path: Path, recipe: Recipe) -> None:
-    model = checkpoint.new_model(recipe, 1)
-    checkpoint.write(path, State(recipe, ["anyone"], {f"ema.{n}": t for n, t in model.state_dict().items()}))
+def write_base(
+    path: Path,
+    recipe: Recipe,
+    people: Sequence[str] = ("anyone",),
+    seed: int = 0,
+    more: Sequence[str] = (),  # other kinds of tensors
+    best: float = 0.08125,
+    images: int = 300_000,
+) -> None:
+    torch.manual_seed(seed)
+    weights = checkpoint.new_model(recipe, list(people)).state_dict()
+    tensors = {f"ema.{name}": weight for name, weight in weights.items()}
+    for kind in more:
+        tensors |= {f"{kind}.{name}": torch.zeros_like(weight) for name, weight in weights.items()}
+    checkpoint.write(path, State(recipe, list(people), tensors, Progress(images=images, best=best)))
 
 
 def test_bases_are_those_of_the_manifest_that_are_here(shipped: Path, tiny: Recipe) -> None:
@@ -409,6 +421,216 @@ def test_a_file_without_known_sums_must_at_least_hold_tensors(
     assert inside(mine) == []
 
 
+def test_a_folder_that_holds_the_file_by_its_name_is_a_source(published: Server, mine: Path, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    text = fails("net", mirror, kind=UsageError)
+    assert text.startswith(f"{mirror}: expected a weight file") and "found a folder without net.safetensors" in text
+    (mirror / "net.safetensors").write_bytes(CONTENT)
+    assert pretrained.pull("net", mirror).path == mine / "net.safetensors" == pretrained.find("net")
+    assert published.asked == [] and pretrained.pull("net", mine, overwrite=True).sound  # onto itself
+    (mirror / "net.safetensors").write_bytes(PAGE)
+    assert f"{mirror / 'net.safetensors'}: damaged" in fails("net", mirror, overwrite=True)
+
+
+# Bases of the user's own
+
+
+@pytest.fixture
+def run(shipped: Path, tiny: Recipe, tmp_path: Path) -> Path:
+    """A run of `faceswap pretrain`, with all that a state holds, on which nothing was trained."""
+    write_manifest(shipped, table())
+    write_base(tmp_path / "run" / "state-000300000.safetensors", tiny, seed=1, more=("model", "optimizer", "random"))
+    write_base(tmp_path / "run" / "best.safetensors", tiny, seed=2)
+    return tmp_path / "run"
+
+
+def refuses(*words: Any, kind: type[FaceswapError] = UsageError, **more: Any) -> str:
+    """The one line that a failing `add` says; it leaves nothing behind."""
+    folder = files.weight_folders()[0]
+    before = {path: path.read_bytes() for path in folder.glob("*")}
+    with pytest.raises(kind) as caught:
+        pretrained.add(*words, **more)
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in folder.glob("*")} == before
+    return str(caught.value)
+
+
+def test_a_base_that_is_added_is_known_by_its_name(run: Path, mine: Path, tiny: Recipe) -> None:
+    entry = pretrained.add(run, "anna-1", licence="CC BY 4.0", origin="of people\n who agreed")
+    assert entry == pretrained.known("anna-1") and inside(mine) == ["anna-1.safetensors", "manifest.toml"]
+    assert (entry.kind, entry.path, entry.manifest) == ("base", mine / entry.file, mine / "manifest.toml")
+    assert (entry.licence, entry.origin) == ("CC BY 4.0", "of people who agreed")
+    assert entry.figures == "held-out loss 0.08125 after 300,000 images"
+    assert entry.recipe == "in the file: modulated, 32 px"
+    assert entry.path is not None and (entry.bytes, entry.sha256) == (
+        entry.path.stat().st_size,
+        files.sha256(entry.path),
+    )
+    assert pretrained.verify("anna-1")[0].said == "sound, sha256 as in the manifest"
+    assert pretrained.bases() == [entry.path] and pretrained.find_base(tiny) == entry.path
+
+
+@pytest.mark.parametrize("given", ["", "best.safetensors", "state-000300000.safetensors"])
+def test_the_averaged_weights_are_kept_and_nothing_else(given: str, run: Path, mine: Path) -> None:
+    source = run / given
+    best = checkpoint.read(run / (given or "best.safetensors"))
+    kept = checkpoint.read(pretrained.find(pretrained.add(source, "b").name))
+    assert {name.partition(".")[0] for name in kept.tensors} == {"ema"}
+    assert kept.part("ema").keys() == best.part("ema").keys()
+    assert all(torch.equal(weight, best.part("ema")[name]) for name, weight in kept.part("ema").items())
+    assert (kept.recipe, kept.people, kept.progress) == (best.recipe, best.people, best.progress)
+    entry = pretrained.known("b")
+    assert (entry.licence, entry.origin) == ("not stated", f"added from {source}")
+
+
+def test_figures_say_what_is_known(run: Path, tiny: Recipe) -> None:
+    write_base(run / "best.safetensors", tiny, best=float("inf"), images=16)
+    assert pretrained.add(run, "b").figures == "after 16 images"
+
+
+def test_several_bases_share_a_manifest(run: Path, mine: Path) -> None:
+    names = ["b", "a", "2", "A_-" + "x" * 37]
+    for name in names:
+        pretrained.add(run, name, licence='"quoted" \\ [x]\n', origin="\udcff")
+    assert list(pretrained.entries()) == [*names, "net"]
+    assert {entry.licence for entry in pretrained.entries().values()} == {'"quoted" \\ [x]', "MIT"}
+    assert pretrained.known("b").origin == "?"
+    assert [verdict.sound for verdict in pretrained.verify()] == [True] * 4 + [False]
+
+
+def test_an_address_that_a_base_comes_from_is_not_one_to_pull_it_from(run: Path, mine: Path) -> None:
+    entry = pretrained.add(run, "b", origin="https://example.org/b.safetensors")
+    assert entry.origin == "made from https://example.org/b.safetensors" and not entry.published
+    (mine / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"found none; faceswap pretrained add FILE --name b --overwrite$"):
+        pretrained.find("b")
+    assert "expected an address to pull from, found none; faceswap pretrained add" in fails("b", kind=UsageError)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../b", "b.c", "-b", "_b", "ä", "b\n", "b/c", "x" * 41])
+def test_an_odd_name_is_refused(name: str, run: Path) -> None:
+    assert "expected letters, digits, - and _" in refuses(run, name)
+    assert refuses(run, name, overwrite=True).startswith(f"{name!r}: ")
+
+
+def test_a_name_that_is_taken_is_refused(run: Path, shipped: Path, mine: Path, tiny: Recipe, said: list[str]) -> None:
+    write_manifest(shipped, table(), table("b", kind="base"), table("odd", kind="base", file="even.safetensors"))
+    write_base(shipped / "b.safetensors", tiny)
+    text = refuses(run, "b", kind=OutputExistsError)
+    assert text == "b: known already, in what ships with faceswap; choose another --name or add --overwrite"
+    for name in ("net", "Net", "B", "even"):  # never: the network of that name would not be found any more
+        assert "expected a name that no other weights have" in refuses(run, name, overwrite=True)
+    assert pretrained.find_base(tiny) == shipped / "b.safetensors"
+    entry = pretrained.add(run, "b", overwrite=True)
+    assert said == ["b: from now on yours, not the one that ships"]
+    assert pretrained.find("b") == pretrained.find_base(tiny) == entry.path == mine / "b.safetensors"
+    assert refuses(run, "b", kind=OutputExistsError).startswith(f"b: known already, in {mine / 'manifest.toml'}; ")
+    before = entry.sha256
+    assert pretrained.add(run / "state-000300000.safetensors", "b", overwrite=True).sha256 != before
+    assert len(said) == 1 and pretrained.verify("b")[0].sound
+    (mine / "stray.safetensors").write_bytes(CONTENT)
+    assert "stray.safetensors: exists already" in refuses(run, "stray", kind=OutputExistsError)
+
+
+def test_what_is_no_base_is_refused(run: Path, tiny: Recipe, tmp_path: Path) -> None:
+    path, remedy = tmp_path / "given.safetensors", "; give a run of faceswap pretrain, or a weight file of one"
+
+    def why(source: Path = path) -> str:
+        text = refuses(source, "b", kind=CheckpointError)
+        assert text.startswith(f"{source}") and text.endswith(remedy)
+        return text.removeprefix(f"{source}: ").removesuffix(remedy)
+
+    assert why() == "no such weight file" and "no such weight file" in why(tmp_path)
+    path.write_bytes(CONTENT)
+    assert why() == "expected a faceswap weight file up to version 1, found format None version None"
+    path.write_bytes(PAGE)
+    assert why().startswith("not a whole safetensors file")
+    write_base(path, tiny, people=["source", "target"])
+    assert why() == "expected a base, which knows one person, found one of source, target"
+    write_base(path, tiny)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    assert why() == "damaged, the checksum does not match"
+    state = checkpoint.read(run / "best.safetensors")
+    name = next(iter(state.tensors))
+    state.tensors[name] = torch.full_like(state.tensors[name], torch.nan)
+    checkpoint.write(path, state)
+    assert why() == "holds weights that are not finite"
+    del state.tensors[name]
+    checkpoint.write(path, state)
+    assert why().startswith("of another architecture: ")
+
+
+def test_a_manifest_of_the_user_that_is_damaged_is_one_line_with_the_way_out(run: Path, mine: Path) -> None:
+    pretrained.add(run, "b")
+    manifest = mine / "manifest.toml"
+    for content in (b"[b", b"\xff\xfe", b"b = 3", b"[b]\nkind = 'base'", manifest.read_bytes() + b"colour = 3"):
+        manifest.write_bytes(content)
+        for work in (pretrained.entries, lambda: pretrained.add(run, "c"), lambda: pretrained.base("b")):
+            with pytest.raises(CheckpointError) as caught:
+                work()
+            text = str(caught.value)
+            assert text.startswith(f"{manifest}: ") and "\n" not in text
+            assert text.endswith("; " + pretrained.AGAIN)
+        finding = doctor._base()
+        assert not finding.ok and finding.value.startswith(f"{manifest}: ") and finding.remedy == pretrained.AGAIN
+    manifest.rename(mine / "away.toml")
+    pretrained.add(mine / "b.safetensors", "b", overwrite=True)  # what the remedy says, onto itself
+    assert pretrained.verify("b")[0].sound
+
+
+def test_the_first_of_the_users_folders_counts(run: Path, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FACESWAP_PRETRAINED")
+    home = files.weight_folders()[0]
+    first = pretrained.add(run, "b").path
+    assert first == home / "b.safetensors"
+    monkeypatch.setenv("FACESWAP_PRETRAINED", str(mine))
+    mine.mkdir()
+    (mine / "b.safetensors").write_bytes(CONTENT)  # another file of that name, of which no manifest tells
+    assert pretrained.find("b") == first
+    (mine / "b.safetensors").unlink()
+    assert pretrained.add(run / "state-000300000.safetensors", "b", overwrite=True).path == mine / "b.safetensors"
+    assert pretrained.find("b") == mine / "b.safetensors" and first.exists()
+
+
+def test_a_mirror_with_its_own_manifest_changes_nothing(published: Server, shipped: Path, mine: Path) -> None:
+    mine.mkdir()
+    (mine / "manifest.toml").write_bytes((shipped / "manifest.toml").read_bytes())
+    assert pretrained.pull("net").path == mine / "net.safetensors" and list(pretrained.entries()) == ["net"]
+
+
+def test_the_shipped_manifest_is_none_of_the_users(run: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACESWAP_PRETRAINED", str(shipped))
+    assert pretrained.known("net").manifest is None
+    assert "expected a home folder to keep it in, found none" in refuses(run, "b")
+
+
+def test_a_base_is_meant_by_place_or_by_name(run: Path, mine: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    assert pretrained.base(run) == run and pretrained.base(str(run)) == run
+    for text, why in (
+        ("b", "b: expected a run, a weight file or the name of a base, found none; no base has a name yet"),
+        ("net", "net: expected a base, found a network that helps; no base has a name yet"),
+    ):
+        with pytest.raises(UsageError, match=f"^{why}"):
+            pretrained.base(text)
+    path = pretrained.add(run, "mine").path
+    assert path is not None and pretrained.base("mine") == pretrained.base(Path("mine")) == path
+    with pytest.raises(UsageError, match=r"found none; did you mean 'mine'\?$"):
+        pretrained.base(Path("mind"))
+    assert pretrained.base("gone", run) == Path("gone")  # the run goes on by itself
+    with pytest.raises(UsageError, match=r"found none; known: mine$"):
+        pretrained.base("gone", tmp_path / "new")
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"damaged or changed.* add FILE --name mine --overwrite$"):
+        pretrained.base("mine")
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.base("run") == Path("run")
+
+
 # FaceNet
 
 
@@ -543,7 +765,7 @@ def refused(status: int, *words: object) -> str:
     return str(lines[0])
 
 
-@pytest.mark.parametrize("command", ["list", "show", "pull", "verify"])
+@pytest.mark.parametrize("command", ["list", "show", "pull", "add", "verify"])
 def test_help_has_an_example_and_the_common_options(command: str) -> None:
     text = faceswap(command, "-h").stdout
     assert f"Example: faceswap pretrained {command}" in text and "--json" in text and "--quiet" in text
@@ -574,11 +796,27 @@ def test_the_commands_answer_in_json(published: Server, mine: Path) -> None:
 
 def test_wrong_use_gives_one_line(published: Server, mine: Path, tmp_path: Path) -> None:
     assert "no weights called 'nut'; did you mean 'net'?" in refused(2, "pull", "nut")
-    assert "expected a weight file, found nothing" in refused(2, "pull", "net", "--from", tmp_path / "none")
-    assert "expected a weight file, found a folder" in refused(2, "pull", "net", "--from", tmp_path)
+    assert "expected a weight file, or a folder with it, found nothing" in refused(
+        2, "pull", "net", "--from", tmp_path / "none"
+    )
+    assert "found a folder without net.safetensors" in refused(2, "pull", "net", "--from", tmp_path)
     assert "damaged" in refused(1, "pull", "net", "--from", ROOT / "LICENSE")
     (mine.parent / "mine").write_text("a file")
     assert str(mine) in refused(1, "pull", "net")
+
+
+def test_add_on_the_command_line(run: Path, mine: Path) -> None:
+    result = faceswap("add", run, "--name", "b", "--licence", "CC0", "--origin", "made up")
+    figures = "held-out loss 0.08125 after 300,000 images"
+    assert result.stdout.startswith(f"b: {mine / 'b.safetensors'}: added, ") and result.stdout.endswith(f"{figures}\n")
+    assert "known already" in refused(2, "add", run, "--name", "b")
+    assert json.loads(faceswap("add", run, "--name", "b", "--overwrite", "--json").stdout)["figures"] == figures
+    assert "expected letters" in refused(2, "add", run, "--name", "a b")
+    assert "no such weight file" in refused(1, "add", run / "none", "--name", "c")
+    shown = faceswap("show", "b").stdout
+    assert f"figures   {figures}\n" in shown and f"manifest  {mine / 'manifest.toml'}\n" in shown
+    assert faceswap("list").stdout.startswith(f"b     base      {mine / 'b.safetensors'}\nnet   network   not here")
+    assert "b: " in faceswap("verify", "b").stdout
 
 
 def test_the_tool_writes_size_and_sum_of_one_entry(shipped: Path) -> None:

@@ -32,7 +32,7 @@ RECIPE = check(
 def weights(path: Path, people: tuple[str, ...] = ("source", "target")) -> Path:
     """A weight file of a fresh network whose mask is wide open."""
     torch.manual_seed(0)
-    model = checkpoint.new_model(RECIPE, len(people))
+    model = checkpoint.new_model(RECIPE, list(people))
     tensors = {f"ema.{name}": tensor for name, tensor in model.state_dict().items()}
     for name in tensors:
         if name.endswith("head.conv.bias"):

@@ -3,6 +3,7 @@
     python tools/benchmark.py extract [CLIP...] [--json]
     python tools/benchmark.py jitter [CLIP...] [--json]
     python tools/benchmark.py train [--json] [--minutes M] [--resolution R...] [--part PART...] [--set KEY=VALUE]
+    python tools/benchmark.py finetune --base BASE [--json] [--images N] [--strategy NAME...] [--work DIR]
 
 `extract`: the whole of `faceswap extract` (decoding, finding, following, writing), in a process of its own, against the
 naive loop `facenet_pytorch.MTCNN(keep_all=True).detect(frame, landmarks=True)`, which writes nothing, on the same
@@ -17,6 +18,9 @@ differences / sqrt(6), see `faceswap.tracks.jitter`; by MTCNN's points, by the l
 
 `train`: what the pipeline costs over its network, its speed beside plain PyTorch, the loader alone, and how soon the
 model is as good as others; see `tools/benchmark_train.py`. About 20 minutes plus three times --minutes per pair.
+
+`finetune`: what each strategy makes of a base, and what it leaves of it, as a table in Markdown; see
+`tools/benchmark_finetune.py`. Hours: with --work it may be interrupted, and goes on when started again.
 """
 
 import argparse
@@ -157,6 +161,38 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         )
 
 
+def finetune(options: argparse.Namespace) -> str:
+    import benchmark_finetune
+
+    from faceswap.config import load, load_benchmark
+    from faceswap.errors import FaceswapError
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = benchmark_finetune.run(
+                load(options.recipe, options.set),
+                options.base,
+                options.work or Path(folder),
+                protocol=load_benchmark(options.protocol),
+                images=options.images,
+                scratch_images=options.scratch_images,
+                pairs=options.pairs,
+                seeds=options.seeds,
+                names=options.strategy,
+                generic=options.generic,
+                count=options.count,
+                rate=options.rate,
+                device=options.device,
+                say=say,
+            )
+        except FaceswapError as error:
+            sys.exit(f"error: {error}")
+    return json.dumps(found, indent=1) if options.json else benchmark_finetune.text(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="what", required=True)
@@ -176,11 +212,29 @@ def main() -> None:
     kind.add_argument("--recipe", type=Path, help="as of faceswap train")
     kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of faceswap train")
     kind.add_argument("--device", default="auto")
+    kind = kinds.add_parser("finetune")
+    kind.add_argument("--base", type=Path, required=True, help="as of faceswap finetune: a name, a run or a file")
+    kind.add_argument("--images", type=int, default=4000, help="of the two people, per run")
+    kind.add_argument("--scratch-images", type=int, default=0, help="the same for scratch; default: ten times as many")
+    kind.add_argument("--pairs", type=int, default=3, help="how many of configs/benchmark.toml")
+    kind.add_argument("--seeds", type=int, default=2, help="runs of each kind per pair")
+    kind.add_argument("--strategy", nargs="+", default=[], metavar="NAME", help="default: all but resume")
+    kind.add_argument("--generic", type=Path, metavar="FACESET", help="faces of anyone for prior; default: rendered")
+    kind.add_argument("--count", type=int, default=500, help="strangers that show the damage")
+    kind.add_argument("--rate", type=float, default=1.0, help="times the learning rate, but for scratch")
+    kind.add_argument("--work", type=Path, metavar="DIR", help="keep results here, and do what is not there yet")
+    kind.add_argument("--protocol", type=Path, help="default: configs/benchmark.toml")
+    kind.add_argument("--recipe", type=Path, help="as of faceswap train; the model is that of the base")
+    kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of faceswap train")
+    kind.add_argument("--device", default="auto")
     for kind in kinds.choices.values():
         kind.add_argument("--json", action="store_true", help="print JSON only")
     options = parser.parse_args()
     if options.what == "train":
         print(json.dumps(train(options), indent=1))
+        return
+    if options.what == "finetune":
+        print(finetune(options))
         return
     clips = options.clips or [path for name in CLIPS if (path := DATA / f"{name}.mp4").exists()]
     if not clips:

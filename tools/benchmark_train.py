@@ -603,7 +603,7 @@ def _draw(made: Trainer, faces: Tensor, person: int) -> Tensor:
 
 def weights_of(recipe: Recipe) -> int:
     with torch.device("meta"):
-        model = checkpoint.new_model(recipe, len(PEOPLE))
+        model = checkpoint.new_model(recipe, PEOPLE)
     return sum(weight.numel() for weight in model.parameters())
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from faceswap.layers import Decoder, Encoder, Inter, by_person, glorot_
-from faceswap.models import FaceModel, Shape, require_multiple
+from faceswap.models import NONE, FaceModel, Shape, require_multiple
 
 LETTERS = "udt"
 
@@ -27,13 +27,22 @@ class DF(FaceModel):
         self.encoder = Encoder(shape.resolution, shape.width, letters)
         self.inter = Inter(self.encoder.length, shape.resolution, code, code, letters)
         self.decoders = nn.ModuleList(Decoder(code, shape.decoder, shape.mask, letters) for _ in range(people))
+        mask, trunk = (len(part) - 1 for part in (self.decoders[0].mask, self.decoders[0].trunk))  # type: ignore[arg-type]
+        last = rf"decoders\.\d+\.(head|mask\.{mask})\."
+        self.patterns = {
+            "codes": NONE,
+            "decoder": r"decoders\.",
+            "last block": rf"{last}|decoders\.\d+\.trunk\.{trunk}\.",
+            "last layer": last,
+            "anyone": rf"decoders\.{people - 1}\." if shape.anyone else NONE,
+        }
         self.apply(glorot_).to(memory_format=torch.channels_last)
 
     def code(self, faces: Tensor) -> Tensor:
         code: Tensor = self.inter(self.encoder(faces.contiguous(memory_format=torch.channels_last)))
         return code
 
-    def forward(self, faces: Tensor, person: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, faces: Tensor, person: Tensor, photos: Tensor | None = None) -> tuple[Tensor, Tensor]:
         small = self.code(faces)
         rows, back = by_person(person, self.people)
         drawn = [decoder(small[own]) for decoder, own in zip(self.decoders, rows, strict=True) if len(own)]
@@ -47,6 +56,12 @@ class DF(FaceModel):
             names = [f"decoders.{i}.{rest}" for i in range(self.people)] if part == "decoders" else [name]
             spread |= dict.fromkeys(names, weight)
         self.load_state_dict(spread)
+
+    def as_base(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        last = f"decoders.{self.people - 1}."
+        kept = {name: weight for name, weight in weights.items() if not name.startswith("decoders.")}
+        own = {name: weight for name, weight in weights.items() if name.startswith(last)}
+        return kept | {f"decoders.0.{name.removeprefix(last)}": weight for name, weight in own.items()}
 
 
 def build(shape: Shape, people: int) -> FaceModel:

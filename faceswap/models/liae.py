@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from faceswap.layers import Decoder, Encoder, Inter, by_person, glorot_
-from faceswap.models import FaceModel, Shape, require_multiple
+from faceswap.models import NONE, FaceModel, Shape, require_multiple
 
 LETTERS = "udt"
 
@@ -32,13 +32,22 @@ class LIAE(FaceModel):
         )
         self.own = nn.ModuleList(own)  # own[k - 1] is of person k
         self.decoder = Decoder(half * 2, shape.decoder, shape.mask, letters)
+        trunk, mask = len(self.decoder.trunk) - 1, len(self.decoder.mask) - 1
+        last = rf"decoder\.(head|mask\.{mask})\."
+        self.patterns = {
+            "codes": NONE,
+            "decoder": r"decoder\.",
+            "last block": rf"{last}|decoder\.trunk\.{trunk}\.",
+            "last layer": last,
+            "anyone": rf"own\.{people - 2}\." if shape.anyone and people > 1 else NONE,
+        }
         self.apply(glorot_).to(memory_format=torch.channels_last)
 
     def code(self, faces: Tensor) -> Tensor:
         code: Tensor = self.common(self.encoder(faces.contiguous(memory_format=torch.channels_last)))
         return code
 
-    def forward(self, faces: Tensor, person: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, faces: Tensor, person: Tensor, photos: Tensor | None = None) -> tuple[Tensor, Tensor]:
         codes = self.encoder(faces.contiguous(memory_format=torch.channels_last))
         common = self.common(codes)
         (first, *others), back = by_person(person, self.people)
@@ -53,6 +62,9 @@ class LIAE(FaceModel):
             if part == "common":
                 spread |= {f"own.{i}.{rest}": weight for i in range(self.people - 1)}
         self.load_state_dict(spread)
+
+    def as_base(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: weight for name, weight in weights.items() if not name.startswith("own.")}  # in one half: common
 
 
 def build(shape: Shape, people: int) -> FaceModel:

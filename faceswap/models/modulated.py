@@ -16,6 +16,7 @@ from faceswap.layers import SLOPE, Down, PixelNorm, Residual, SubPixels, Up
 from faceswap.models import FaceModel, Shape, require_multiple
 
 IDENTITY = 64  # numbers that say who is drawn
+TELLER = (16, 32, 64, 128)  # channels of the teller's stages
 STAGES, SMALL = 4, 8  # least halvings of the encoder, and as many more as bring the map to this side in pixels
 WIDEST = 8  # most channels of a stage, in units of the first one's
 
@@ -49,6 +50,20 @@ class Stage(nn.Module):
         return F.leaky_relu(x + self.residual.second(inner), SLOPE)
 
 
+class Teller(nn.Module):
+    """Photos (B, 3, R, R) in [0, 1] -> who they show (B, IDENTITY), of mean square 1 as a fresh `who` has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(*(Down(i, o) for i, o in pairwise([3, *TELLER])))
+        self.last = nn.Linear(TELLER[-1] * 2, IDENTITY)
+
+    def forward(self, photos: Tensor) -> Tensor:
+        deep = self.stages(photos.contiguous(memory_format=torch.channels_last))
+        code: Tensor = self.last(torch.cat([deep.mean((2, 3)), deep.amax((2, 3))], 1)).float()
+        return code * torch.rsqrt(code.square().mean(1, keepdim=True) + 1e-6)
+
+
 class Modulated(FaceModel):
     """See `faceswap.models.FaceModel`."""
 
@@ -71,6 +86,15 @@ class Modulated(FaceModel):
         self.small = Modulation(outward[0])
         self.stages = nn.ModuleList(Stage(i, o) for i, o in pairwise(outward))
         self.head = SubPixels(outward[-1], 4)  # the stages draw at half the size
+        self.teller = Teller() if shape.anyone else None
+        last = rf"stages\.{len(self.stages) - 1}\.|head\."
+        self.patterns = {
+            "codes": r"who\.",
+            "decoder": r"spread\.|small\.|stages\.|head\.",
+            "last block": last,
+            "last layer": r"head\.",
+            "anyone": r"teller\.",
+        }
         self.to(memory_format=torch.channels_last)
 
     def code(self, faces: Tensor) -> Tensor:
@@ -78,16 +102,34 @@ class Modulated(FaceModel):
         code: Tensor = self.narrow(self.norm(deep.flatten(1)))
         return code
 
-    def forward(self, faces: Tensor, person: Tensor) -> tuple[Tensor, Tensor]:
-        who, small = self.who(person), F.leaky_relu(self.spread(self.code(faces)), SLOPE).view(-1, *self.map)
-        x = self.small(small.contiguous(memory_format=torch.channels_last), who)  # which a view loses
+    def forward(self, faces: Tensor, person: Tensor, photos: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        who, small = self.codes(faces, person, photos), F.leaky_relu(self.spread(self.code(faces)), SLOPE)
+        small = small.view(-1, *self.map).contiguous(memory_format=torch.channels_last)  # which a view loses
+        x = self.small(small, who)
         for stage in self.stages:
             x = stage(x, who)
         drawn = torch.sigmoid(self.head(x).float())  # bf16 rounds to 1 and stops learning
         return drawn[:, :3], drawn[:, 3:]
 
+    def codes(self, faces: Tensor, person: Tensor, photos: Tensor | None) -> Tensor:
+        """Who is to be drawn (B, IDENTITY); see `forward`."""
+        own: Tensor = self.who(person)
+        if self.teller is None or (photos is None and self.training):
+            return own
+        anyone = (person == self.people - 1)[:, None]
+        if photos is None and not anyone.any():
+            return own
+        return torch.where(anyone, self.teller(faces if photos is None else photos), own)
+
     def load_base(self, weights: Mapping[str, Tensor]) -> None:
         self.load_state_dict({**weights, "who.weight": weights["who.weight"].expand(self.people, -1)})
+
+    def as_base(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**weights, "who.weight": weights["who.weight"][-1:]}
+
+    @torch.no_grad()
+    def told(self, photos: Tensor) -> Tensor | None:
+        return self.teller(photos).mean(0) if self.teller is not None else None
 
 
 def build(shape: Shape, people: int) -> FaceModel:

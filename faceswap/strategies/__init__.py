@@ -1,7 +1,7 @@
-"""What trains, how fast, against which losses. A strategy is one file here with `build(rate) -> Strategy`."""
+"""What trains, how fast, against which losses. A strategy is one file here with `build(rate, recipe) -> Strategy`."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from faceswap import losses
 from faceswap.adversaries import Adversary, CodeDiscriminator, PatchDiscriminator
 from faceswap.batches import Batch
-from faceswap.config import Recipe
+from faceswap.config import Recipe, StrategyRecipe
+from faceswap.models import FaceModel, Part
 from faceswap.registry import Socket
 
 SOCKET = Socket("faceswap.strategies", "strategy")
@@ -21,18 +22,32 @@ ADVERSARIAL = ("adversarial", "true_face")  # those whose other side trains too
 class Strategy:
     """How a model is fitted. Only `prepare` must be given."""
 
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
+    takes_base, needs_base = True, False
+    takes_generic = False  # faces of anyone besides those of the people
+    small = False  # whether only what trains is kept to draw with, and the base is needed for the rest
+
+    def __init__(self, rate: float, recipe: StrategyRecipe) -> None:
+        self.rate, self.recipe = rate, recipe
+        self.generic = False  # whether the batches hold `ANYONE` alone, who is told by photos
         self.adversaries: dict[str, Adversary] = {}  # by the loss that each stands for; whoever trains puts them here
         self._met: dict[str, list[tuple[Tensor, ...]]] = {}  # what each has to learn from
 
+    def begin(self, model: FaceModel, photos: Sequence[Tensor]) -> None:
+        """A new run from a base: who each of its people is, by photos (N, 3, R, R) of each."""
+        for person, theirs in enumerate(photos):
+            model.meet(person, theirs)
+
     @abstractmethod
-    def prepare(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Freeze what stays and give the optimizer's parameter groups, each with `params` and `lr`."""
+    def prepare(self, model: FaceModel, people: int) -> list[dict[str, Any]]:
+        """Freeze what stays and give the optimizer's parameter groups, each with `params` and `lr`.
+
+        people: how many of the model's people have faces to train on, the first ones. The weights are those of the
+        base, if there is one. A group rests until the part `after` of the budget is over.
+        """
 
     def losses(self, model: nn.Module, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """The losses to be summed, by name: scalars, already weighted. A loss of weight 0 is left out."""
-        drawn, mask = model(batch.input, batch.person)
+        drawn, mask = model(batch.input, batch.person, batch.photo if self.generic else None)
         terms = losses.reconstruction(drawn, mask, batch.target, batch.mask, batch.priority, weights)
         found = {name: per_face.mean() for name, per_face in terms.items()}
         if weights["swap_back"]:
@@ -86,8 +101,29 @@ def adversary(name: str, model: nn.Module, recipe: Recipe, device: torch.device)
     return Adversary(network.to(device), recipe.train.rate, recipe.loss.r1)
 
 
-def build(name: str, *, rate: float) -> Strategy:
+def free(model: FaceModel, people: int, *parts: Part, every: bool = False) -> list[nn.Parameter]:
+    """Freeze a model but for some parts, or but for nothing if `every`; gives what is left to train, in order.
+
+    What only `ANYONE` uses is frozen in any case where they have no faces to train on.
+    """
+    chosen = {name for part in parts for name in model.named(part)}
+    resting = set(model.named("anyone")) if people < model.people else set[str]()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_((every or name in chosen) and name not in resting)
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def groups(model: FaceModel, weights: Sequence[nn.Parameter], rate: float, codes: float = 1.0) -> list[dict[str, Any]]:
+    """Groups for the optimizer: codes apart, whose rate is `codes` times as high and which do not decay."""
+    own = {id(model.get_parameter(name)) for name in model.named("codes")}
+    others = [weight for weight in weights if id(weight) not in own]
+    rows = [weight for weight in weights if id(weight) in own]
+    found: list[dict[str, Any]] = [{"params": others, "lr": rate}] if others else []
+    return found + ([{"params": rows, "lr": rate * codes, "weight_decay": 0.0}] if rows else [])
+
+
+def build(name: str, *, rate: float, recipe: StrategyRecipe) -> Strategy:
     """The strategy `name` with the learning rate `rate`."""
     part: Any = SOCKET.load(name)
-    strategy: Strategy = part.build(rate=rate)
+    strategy: Strategy = part.build(rate=rate, recipe=recipe)
     return strategy

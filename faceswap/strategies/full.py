@@ -2,17 +2,18 @@
 
 from typing import Any
 
-from torch import nn
-
-from faceswap.strategies import Strategy
+from faceswap.config import StrategyRecipe
+from faceswap.models import FaceModel
+from faceswap.strategies import Strategy, free, groups
 
 
 class Full(Strategy):
     """See `faceswap.strategies.Strategy`."""
 
-    def prepare(self, model: nn.Module) -> list[dict[str, Any]]:
-        return [{"params": list(model.parameters()), "lr": self.rate}]
+    def prepare(self, model: FaceModel, people: int) -> list[dict[str, Any]]:
+        self.generic = model.people == 1
+        return groups(model, free(model, people, every=True), self.rate)
 
 
-def build(*, rate: float) -> Strategy:
-    return Full(rate)
+def build(*, rate: float, recipe: StrategyRecipe) -> Strategy:
+    return Full(rate, recipe)

@@ -1,0 +1,23 @@
+"""The last layer and the codes first, then everything (Kumar et al., LP-FT, arXiv 2202.10054)."""
+
+from typing import Any
+
+from faceswap.config import StrategyRecipe
+from faceswap.models import FaceModel
+from faceswap.strategies import Strategy, free, groups
+
+
+class LPFT(Strategy):
+    """See `faceswap.strategies.Strategy`."""
+
+    needs_base = True
+
+    def prepare(self, model: FaceModel, people: int) -> list[dict[str, Any]]:
+        first = free(model, people, "codes", "last layer")
+        known = set(map(id, first))
+        rest = [weight for weight in free(model, people, every=True) if id(weight) not in known]
+        return [*groups(model, first, self.rate), {"params": rest, "lr": self.rate, "after": self.recipe.first}]
+
+
+def build(*, rate: float, recipe: StrategyRecipe) -> Strategy:
+    return LPFT(rate, recipe)
