@@ -139,8 +139,8 @@ def pretrain(faces: tuple[Path, ...], run: Path, overwrite: bool, recipe: Recipe
     "-o", "run", required=True, type=FILE, metavar="RUN", help="Folder of the run; one that is there goes on."
 )
 @click.option("--overwrite", is_flag=True, help="Throw away the run that is there and start anew.")
-@strategy
 @common
+@strategy
 @budget
 def finetune(
     sources: tuple[Path, ...],
@@ -279,8 +279,8 @@ def merge(
 @click.option(
     "--source-track", multiple=True, type=click.IntRange(0), metavar="N", help="Only this track of SOURCE_VIDEO."
 )
-@strategy
 @common
+@strategy
 @budget
 def swap_(
     source: Path,

@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from faceswap.batches import (
     Faces,
     Loader,
     Order,
+    Pairs,
     batches,
     pose_bins,
     settle,
@@ -27,6 +29,7 @@ from faceswap.config import DataRecipe
 from faceswap.errors import FacesetError
 from faceswap.faceset import Entry, Faceset
 from faceswap.masks import face_mask, regions
+from faceswap.train import parts
 
 CPU = torch.device("cpu")
 RECIPE = DataRecipe(batch=8)
@@ -37,8 +40,9 @@ def people(facesets: dict[str, Path]) -> list[Faces]:
     return [Faces(Faceset.open(path).entries, 32, 1e9, name) for name, path in facesets.items()]
 
 
-FIELDS = ("input", "target", "mask", "priority", "person")
+FIELDS = ("input", "target", "mask", "priority", "person", "photo")
 EVERYTHING = DataRecipe(batch=8, degrade=0.4, occlude=0.5, blur_out=True, transfer="mkl", sampling="pose")
+TWICE = EVERYTHING.model_copy(update={"sampling": "person"})
 
 
 def first(people: list[Faces], count: int, images: int = 0, recipe: DataRecipe = RECIPE, **more: int) -> list[Batch]:
@@ -52,7 +56,7 @@ def test_a_batch_holds_as_many_faces_of_everybody(people: list[Faces]) -> None:
     assert batch.person.tolist() == [0] * 4 + [1] * 4
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, EVERYTHING])
+@pytest.mark.parametrize("recipe", [RECIPE, EVERYTHING, TWICE])
 def test_what_comes_hangs_on_the_images_seen_alone(people: list[Faces], recipe: DataRecipe) -> None:
     through, later = first(people, 4, recipe=recipe), first(people, 2, 16, recipe)
     for one, other in zip(through[2:], later, strict=True):
@@ -60,7 +64,7 @@ def test_what_comes_hangs_on_the_images_seen_alone(people: list[Faces], recipe: 
             assert torch.equal(getattr(one, name), getattr(other, name))
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, EVERYTHING])
+@pytest.mark.parametrize("recipe", [RECIPE, EVERYTHING, TWICE])
 def test_two_processes_see_what_one_sees(people: list[Faces], recipe: DataRecipe) -> None:
     whole = first(people, 2, recipe=recipe)
     halves = [first(people, 2, recipe=recipe, rank=rank, world=2) for rank in range(2)]
@@ -72,7 +76,7 @@ def test_two_processes_see_what_one_sees(people: list[Faces], recipe: DataRecipe
 
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("recipe", [RECIPE, EVERYTHING])
+@pytest.mark.parametrize("recipe", [RECIPE, EVERYTHING, TWICE])
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_gpus_way_gives_the_same(
     facesets: dict[str, Path], monkeypatch: pytest.MonkeyPatch, recipe: DataRecipe, resident: bool, world: int
@@ -90,10 +94,105 @@ def test_a_gpus_way_gives_the_same(
             loaders = [Loader(people, recipe, 0, CPU, rank, world, together, workers) for together in (False, True)]
             for step in range(3):
                 one, other = (load(step) for load in loaders)
-                for name in FIELDS[:4]:
+                for name in ("input", "target", "mask", "priority", "photo"):
                     ours, theirs = getattr(one, name), getattr(other, name)
                     assert (ours - theirs).abs().mean() < 2 / 255 and (ours - theirs).abs().max() < 0.1
                 assert torch.equal(one.person, other.person)
+
+
+@pytest.mark.parametrize(("kinds", "share"), [(1, 8), (2, 4), (3, 4)])
+@pytest.mark.parametrize("sampling", ["shuffle", "person"])
+def test_generic_faces_come_on_top(people: list[Faces], kinds: int, share: int, sampling: str) -> None:
+    recipe = DataRecipe.model_validate({"batch": 8, "sampling": sampling, "transfer": "reinhard", "occlude": 0.5})
+    some = [*people, people[0]][:kinds]
+    one, two = first(some, 2, recipe=recipe)
+    assert one.person.tolist() == [person for person in range(kinds) for _ in range(share)]
+    later = first(some, 1, share * kinds, recipe)[0]
+    assert torch.equal(later.input, two.input), "a step is as many images as a batch holds"
+
+
+def test_generic_faces_change_nothing_of_the_others(people: list[Faces]) -> None:
+    calm = DataRecipe(batch=8, warp=0, rotation=0, scale=0, shift=0, flip=0, color=0, degrade=0)
+    two, three = first(people, 1, recipe=calm)[0], first([*people, people[0]], 1, recipe=calm)[0]
+    assert torch.equal(three.target[:8], two.target)
+    lit = calm.model_copy(update={"transfer": "mkl"})
+    assert torch.equal(
+        first([*people, people[0]], 1, recipe=lit)[0].target[4:],
+        first([*people, people[0]], 1, recipe=calm)[0].target[4:],
+    ), "only the first person is relit"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_by_person_a_photo_is_the_partners_target(people: list[Faces], world: int) -> None:
+    for rank in range(world):
+        for batch in first(people, 3, recipe=TWICE, rank=rank, world=world):
+            half = len(batch.target) // 4
+            for start in (0, 2 * half):
+                one, other = (slice(start + i * half, start + (i + 1) * half) for i in range(2))
+                assert torch.equal(batch.photo[one], batch.target[other])
+                assert torch.equal(batch.photo[other], batch.target[one])
+            assert batch.photo.is_contiguous(memory_format=torch.channels_last)
+            for part, _ in parts(batch, 2):
+                assert len(part.photo) == 2 * half and part.person.tolist() == [0] * half + [1] * half
+    plain = first(people, 1)[0]
+    assert plain.photo is plain.target
+
+
+def test_parts_of_a_batch_keep_the_photos(people: list[Faces]) -> None:
+    batch = first(people, 1, recipe=TWICE)[0]
+    for start, (part, _) in enumerate(parts(batch, 2)):
+        assert torch.equal(part.photo, batch.photo[start::2]) and torch.equal(part.target, batch.target[start::2])
+
+
+def paired(people: list[int], position: int, count: int, seed: int = 3) -> tuple[list[int], list[int]]:
+    """Faces at a position, and their partners."""
+    rows = Pairs(Order(np.zeros(len(people), np.int64), seed), np.array(people))(position, count).tolist()
+    return rows[: count // 2], rows[count // 2 :]
+
+
+COMPANY = [7, 3, 7, 9, 3, 7, 11, 7]  # four faces of one, two of another, and two who have but one
+
+
+def test_a_partner_is_another_face_of_the_same_person() -> None:
+    met: dict[int, set[int]] = {row: set() for row in range(len(COMPANY))}
+    for position in range(0, 1600, 4):
+        for row, other in zip(*paired(COMPANY, position, 4), strict=True):
+            assert COMPANY[row] == COMPANY[other]
+            assert (row != other) == (COMPANY.count(COMPANY[row]) > 1)
+            met[row].add(other)
+    for row, others in met.items():
+        family = {other for other, person in enumerate(COMPANY) if person == COMPANY[row]}
+        assert others == (family - {row} or {row}), "all of them, at one time or another"
+
+
+def test_partners_come_as_often() -> None:
+    found = [other for position in range(0, 8000, 8) for _, other in zip(*paired([0] * 5, position, 8), strict=True)]
+    assert np.bincount(found) == pytest.approx([800] * 5, rel=0.15)
+
+
+def test_pairs_are_a_function_of_the_seed_and_the_position() -> None:
+    assert paired(COMPANY, 12, 4) == paired(COMPANY, 12, 4)
+    assert paired(COMPANY, 12, 4) != paired(COMPANY, 12, 4, seed=4)
+    assert len({str(paired([0] * 5, position, 10)[1]) for position in range(0, 200, 10)}) > 10
+
+
+def test_every_face_comes_once_per_epoch_as_the_first_of_a_pair() -> None:
+    seen = [row for position in range(0, 48, 4) for row in paired(COMPANY, position, 4)[0]]
+    assert (np.sort(np.reshape(seen, (3, 8)), 1) == np.arange(8)).all()
+
+
+def test_faces_of_one_person_are_those_of_a_track(facesets: dict[str, Path]) -> None:
+    entry = Faceset.open(facesets["source"]).entries[0]
+
+    def numbers(*who: dict[str, Any]) -> list[int]:
+        faces = Faces([replace(entry, meta=replace(entry.meta, **one)) for one in who], 32, 0, "some")
+        return faces.people().tolist()
+
+    a, b = {"source": "a.mp4", "track": 0, "face": 0}, {"source": "a.mp4", "track": 1, "face": 1}
+    assert numbers(a, b, a | {"face": 1}, b, a | {"frame": 9}) == [0, 1, 0, 1, 0]
+    assert numbers(a, a | {"source": "b.mp4"}, a | {"input": 1}, a) == [0, 1, 2, 0], "other footage, another person"
+    untracked = {"source": "a.mp4", "track": None}
+    assert numbers(untracked | {"face": 0}, untracked | {"face": 1}, untracked | {"face": 0, "frame": 3}) == [0, 1, 0]
 
 
 def shuffle(count: int, seed: int = 3) -> Order:
@@ -298,6 +397,7 @@ def test_a_damaged_image_is_left_out_and_named(
 def test_still_faces_are_as_they_are(people: list[Faces]) -> None:
     batch = still(people[0], [2], 1, CPU)
     assert batch.person.tolist() == [1]
+    assert batch.photo is batch.target
     images, masks = people[0][[2]]
     assert np.array_equal((batch.target[0].permute(1, 2, 0) * 255).round().byte().numpy(), images[0])
     drawn = torch.cat([batch.mask, batch.priority], 1)

@@ -1,17 +1,21 @@
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from faceswap import checkpoint
-from faceswap.checkpoint import Progress, State
+from faceswap import adapters, checkpoint
+from faceswap.checkpoint import Base, Progress, State
 from faceswap.config import Recipe, check
 from faceswap.errors import CheckpointError
+from faceswap.models import ANYONE
 
 RECIPE = check({"model": {"resolution": 32, "width": 4, "code": 16}}, "test").resolved()
 
@@ -199,6 +203,9 @@ def test_a_recipe_of_tomorrow_is_refused_by_name(tmp_path: Path) -> None:
         {"people": "{"},
         {"progress": '{"x": 1}'},
         {"progress": "[]"},
+        {"base": "[]"},
+        {"base": '{"file": "x"}'},
+        {"base": "null"},
     ],
 )
 def test_a_header_that_somebody_edited_is_one_line(tmp_path: Path, change: dict[str, str | None]) -> None:
@@ -218,3 +225,194 @@ def test_weights_that_are_not_finite_do_not_draw(tmp_path: Path) -> None:
     checkpoint.write(tmp_path / "a.safetensors", broken)
     with pytest.raises(CheckpointError, match="not finite"):
         checkpoint.load_model(tmp_path / "a.safetensors")
+
+
+BASE = Base("../base/best.safetensors", "0123456789abcdef")
+
+
+def test_what_a_run_came_from_is_in_its_header(tmp_path: Path) -> None:
+    for base in (None, BASE):
+        checkpoint.write(tmp_path / "a.safetensors", replace(state(), base=base))
+        assert checkpoint.read(tmp_path / "a.safetensors").base == base
+        assert checkpoint.read_header(tmp_path / "a.safetensors").base == base
+        with safe_open(tmp_path / "a.safetensors", "pt") as file:
+            assert ("base" in file.metadata()) == (base is not None), "files without a base are as they were"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("../base/best.safetensors", "base"),
+        ("/far/away/my.base/best.safetensors", "my.base"),
+        ("base-128.safetensors", "base-128"),
+        ("../base/state-000001000.safetensors", "state-000001000"),
+    ],
+)
+def test_a_base_goes_by_the_name_of_its_run_or_file(file: str, name: str) -> None:
+    assert Base(file, "").name == name
+
+
+@pytest.mark.parametrize(
+    ("people", "subjects"),
+    [
+        ([ANYONE], [ANYONE]),
+        (["source", "target"], ["source", "target"]),
+        (["source", "target", ANYONE], ["source", "target"]),
+        (["anna", ANYONE], ["anna"]),
+        ([ANYONE, "target"], [ANYONE, "target"]),
+    ],
+)
+def test_anyone_is_not_among_the_people_it_was_tuned_on(people: list[str], subjects: list[str]) -> None:
+    assert State(RECIPE, people, {}).subjects == subjects
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def began(tmp_path: Path, **tensors: Any) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A small file beside a base, and the weights of a pair that is what the base is."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "run").mkdir()
+    origin = state(7, (ANYONE,))
+    checkpoint.write(tmp_path / "base" / "best.safetensors", origin)
+    base = replace(BASE, digest=checkpoint.digest(origin.part("ema")))
+    people = ["source", "target", ANYONE]
+    pair = checkpoint.new_model(RECIPE, people)
+    pair.load_base(origin.part("ema"))
+    weights = {name: weight.clone() for name, weight in pair.state_dict().items()}
+    path = tmp_path / "run" / "best.safetensors"
+    checkpoint.write(path, State(RECIPE, people, dict(tensors), base=base))
+    return path, weights
+
+
+UP, DOWN = torch.full((16, 1), 0.5), torch.ones(1, 128)
+
+
+def small(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    codes = torch.randn(3, 64)
+    found, weights = began(
+        tmp_path,
+        **{"adapter.narrow.weight.up": UP, "adapter.narrow.weight.down": DOWN},
+        **{"adapter.who.weight": codes},
+    )
+    return found, weights | {"who.weight": codes}
+
+
+def test_a_small_file_draws_with_its_base(tmp_path: Path) -> None:
+    path, weights = small(tmp_path)
+    model, found = checkpoint.load_model(path.parent)
+    expected = weights | {"narrow.weight": weights["narrow.weight"] + UP @ DOWN}
+    assert same(model.state_dict(), expected) and not model.training and found.subjects == ["source", "target"]
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.25, 2.0])
+def test_strength_scales_what_was_trained(tmp_path: Path, strength: float) -> None:
+    path, weights = small(tmp_path)
+    origin = checkpoint.read(tmp_path / "base" / "best.safetensors").part("ema")
+    found = checkpoint.load_model(path, strength=strength)[0].state_dict()
+    start = origin["who.weight"].expand(3, -1)
+    torch.testing.assert_close(found["who.weight"], start + strength * (weights["who.weight"] - start))
+    torch.testing.assert_close(found["narrow.weight"], origin["narrow.weight"] + strength * (UP @ DOWN))
+    others = {name for name in found if name not in ("who.weight", "narrow.weight")}
+    assert all(torch.equal(found[name], origin[name]) for name in others)
+    if not strength:
+        assert torch.equal(found["who.weight"], start) and torch.equal(found["narrow.weight"], origin["narrow.weight"])
+
+
+def test_a_run_without_a_base_has_no_strength(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path / "a.safetensors", state())
+    checkpoint.load_model(tmp_path / "a.safetensors", strength=1)
+    with pytest.raises(CheckpointError, match="did not start from a base, so there is no strength; leave it out"):
+        checkpoint.load_model(tmp_path / "a.safetensors", strength=0.5)
+
+
+def test_a_delta_draws_with_its_base(tmp_path: Path) -> None:
+    path, weights = began(tmp_path)
+    tuned = weights | {"narrow.weight": weights["narrow.weight"] + 0.01 * torch.randn(16, 128)}
+    packed = {f"delta.{name}": tensor for name, tensor in adapters.pack_delta(tuned, weights).items()}
+    checkpoint.write(path, replace(checkpoint.read(path), tensors=packed))
+    found = checkpoint.load_model(path)[0].state_dict()
+    torch.testing.assert_close(found.pop("narrow.weight"), tuned.pop("narrow.weight"), atol=0.05 / 127, rtol=0)
+    assert same(found, tuned)
+
+
+def test_a_state_in_training_with_adapters_is_drawn_too(tmp_path: Path) -> None:
+    """Before the first measurement, or where best.safetensors is gone."""
+    path, weights = small(tmp_path)
+    expected = checkpoint.load_model(path)[0].state_dict()
+    pair = checkpoint.new_model(RECIPE, ["source", "target", ANYONE])
+    pair.load_state_dict(weights)
+    for key in adapters.add_low_rank(pair, 1, lambda name: name == "narrow.weight"):
+        pair.get_parameter(key).data.copy_(UP if key.endswith("up") else DOWN)
+    training = {f"ema.{name}": weight for name, weight in pair.state_dict().items()}
+    checkpoint.save(path.parent, replace(checkpoint.read(path), tensors=training, progress=Progress(100)), keep=1)
+    path.unlink()
+    assert same(checkpoint.load_model(path.parent)[0].state_dict(), expected)
+    half = checkpoint.load_model(path.parent, strength=0.5)[0].state_dict()
+    torch.testing.assert_close(half["narrow.weight"], weights["narrow.weight"] + UP @ DOWN / 2)
+
+
+def test_a_base_is_read_and_so_is_what_came_from_one(tmp_path: Path) -> None:
+    path, weights = small(tmp_path)
+    base, again = checkpoint.read_base(tmp_path / "base"), checkpoint.read_base(path)
+    assert same(base.part("ema"), checkpoint.read(tmp_path / "base" / "best.safetensors").part("ema"))
+    assert base.people == again.people == [ANYONE] and base.progress.images == 7
+    assert torch.equal(again.part("ema")["who.weight"], weights["who.weight"][-1:])
+    assert torch.equal(again.part("ema")["narrow.weight"], base.part("ema")["narrow.weight"] + UP @ DOWN)
+    checkpoint.write(tmp_path / "pair.safetensors", state())
+    with pytest.raises(CheckpointError, match="knows source, target; expected a base, or a run that came from one"):
+        checkpoint.read_base(tmp_path / "pair.safetensors")
+
+
+def test_a_digest_is_of_what_is_drawn_with_alone() -> None:
+    weights = state(7, (ANYONE,)).part("ema")
+    again = {name: weight.clone() for name, weight in reversed(weights.items())}
+    assert checkpoint.digest(weights) == checkpoint.digest(again)
+    again["head.conv.bias"][0] += 1e-7
+    assert checkpoint.digest(weights) != checkpoint.digest(again)
+    loose = {
+        name: weight.to(memory_format=torch.channels_last) if weight.dim() == 4 else weight
+        for name, weight in weights.items()
+    }
+    assert checkpoint.digest(weights) == checkpoint.digest(loose), "how it lies in memory is not what it is"
+
+
+def test_the_base_is_sought_where_it_lay_and_on_the_shelves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = small(tmp_path)
+    base = checkpoint.read(path).base
+    assert base is not None and checkpoint.find_base(base, path.parent).people == [ANYONE]
+    assert checkpoint.find_base(base, tmp_path / "elsewhere", tmp_path / "base").people == [ANYONE]
+    shutil.move(tmp_path / "base", tmp_path / "shelf")
+    with pytest.raises(CheckpointError, match=r"the base 'base' \(\w{12}\), there is none at \.\./base/.*--base"):
+        checkpoint.load_model(path)
+    checkpoint.load_model(path, tmp_path / "shelf")
+    monkeypatch.setenv("FACESWAP_PRETRAINED", str(tmp_path / "shelf"))
+    checkpoint.load_model(path)
+    with pytest.raises(CheckpointError, match=r"there is none at .*nowhere"):
+        checkpoint.load_model(path, tmp_path / "nowhere")
+
+
+def test_another_base_in_its_place_is_refused(tmp_path: Path) -> None:
+    path, _ = small(tmp_path)
+    other = state(8, (ANYONE,))
+    checkpoint.write(tmp_path / "other.safetensors", other)
+    with pytest.raises(CheckpointError, match=r"expected the base 'base' .*, .*other\.safetensors is another; give it"):
+        checkpoint.load_model(path, tmp_path / "other.safetensors")
+    checkpoint.write(tmp_path / "base" / "best.safetensors", other)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is another; give it with --base"):
+        checkpoint.load_model(path)
+
+
+def test_an_adapter_of_another_network_is_one_line(tmp_path: Path) -> None:
+    path, _ = began(tmp_path, **{"adapter.nothing.weight": torch.ones(2)})
+    with pytest.raises(
+        CheckpointError, match=r"best\.safetensors: the adapter changes nothing\.weight, which its base"
+    ):
+        checkpoint.load_model(path)
+
+
+def test_whether_a_model_knows_anyone_is_in_its_people() -> None:
+    for people, knows in ((["a"], False), ([ANYONE], True), (["a", "b"], False), (["a", "b", ANYONE], True)):
+        model = checkpoint.new_model(RECIPE, people)
+        assert model.people == len(people) and bool(model.named("anyone")) == knows

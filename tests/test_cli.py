@@ -18,7 +18,7 @@ from faceswap.errors import UsageError
 from faceswap.video import probe
 from faceswap.who import Who
 
-COMMANDS = ("extract", "pretrain", "finetune", "merge", "swap", "evaluate", "demo", "doctor")
+COMMANDS = ("extract", "pretrain", "finetune", "combine", "merge", "swap", "evaluate", "demo", "doctor")
 GROUPS = {
     "actors": ("clip", "faces"),
     "faceset": ("info", "sort", "filter", "sheet", "copy", "pack", "unpack", "import"),
@@ -90,11 +90,45 @@ def test_pretrain_finetune_merge(clips: dict[str, Path], facesets: dict[str, Pat
     assert json.loads(result.stdout)["images"] == 16
     sides = ("--source", facesets["source"], "--target", facesets["target"])
     result = faceswap("finetune", *sides, "--base", base, "-o", pair, "--images", 16, *TINY)
-    assert "starting from a base of 16 images" in result.stderr and "16 face images" in result.stdout
+    assert "starting from base, a base of 16 images" in result.stderr and "16 face images" in result.stdout
+    assert "the base, on faces of strangers:" in result.stdout and "weights moved by" in result.stdout
     result = faceswap("merge", clips["target"], "--model", pair, "-o", out, *TINY)
     assert "a face replaced in 14 (87.5 %)" in result.stdout and probe(out).frames == 16
     faces = ("--faces", facesets["target"])
     faceswap("merge", clips["target"], "--model", pair / "best.safetensors", *faces, "-o", tmp_path / "two.mp4")
+
+
+def test_adapters(clips: dict[str, Path], facesets: dict[str, Path], tmp_path: Path) -> None:
+    faceswap("pretrain", *facesets.values(), "-o", tmp_path / "base", "--images", 16, *TINY)
+    small = ("--base", tmp_path / "base", "--strategy", "lora", "--images", 8, "--json", *TINY)
+    for name, faces in facesets.items():
+        report = json.loads(faceswap("finetune", "--source", faces, "-o", tmp_path / name, *small).stdout)
+        assert (
+            report["damage"]["distance"] > 0 and report["damage"]["before"].keys() == report["damage"]["after"].keys()
+        )
+    pair = tmp_path / "pair.safetensors"
+    result = faceswap("combine", tmp_path / "source", tmp_path / "target", "-o", pair)
+    assert "a pair of 16 face images in all, from base" in result.stdout
+    result = faceswap("merge", clips["target"], "--model", pair, "--strength", 0.5, "-o", tmp_path / "out.mp4", *TINY)
+    assert "a face replaced in 14" in result.stdout
+    (tmp_path / "base").rename(tmp_path / "moved")
+    words = ("merge", clips["target"], "--model", tmp_path / "source", "-o", tmp_path / "two.mp4", *TINY)
+    assert "there is none at ../base/best.safetensors; give it with --base" in refused(1, *words)
+    faceswap(*words, "--base", tmp_path / "moved")
+    said = refused(
+        2,
+        "finetune",
+        "--source",
+        facesets["source"],
+        "-o",
+        tmp_path / "run",
+        "--strategy",
+        "lorra",
+        "--images",
+        8,
+        *TINY,
+    )
+    assert "did you mean 'lora'?" in said
 
 
 def test_swap(clips: dict[str, Path], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tests of faceswap.finders on losses that are known; the commands are tried in test_cli.py."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from faceswap import finders, memory
+from faceswap import checkpoint, finders, memory, train
 from faceswap.checkpoint import Progress
 from faceswap.config import check
-from faceswap.errors import TrainingError, UsageError
+from faceswap.errors import CheckpointError, TrainingError, UsageError
+from faceswap.models import ANYONE
 
 TINY = {"model": {"resolution": 32, "width": 4, "code": 16}}
 
@@ -45,6 +47,44 @@ def test_it_ends_where_the_loss_is_no_number(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_loss_that_only_grows_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingError, match="no rate above 1e-06 lowers the loss"):
         ranged(lambda rate: 1 + rate * 1e6, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def base(facesets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("bases") / "base"
+    few = check(TINY | {"data": {"batch": 4, "sampling": "person"}, "train": {"images": 8}}, "test")
+    train.train(few, {ANYONE: [facesets["source"]]}, run, device="cpu")
+    return run
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora", "prior"])
+def test_a_rate_is_found_for_what_came_from_a_base(
+    strategy: str, facesets: dict[str, Path], base: Path, tmp_path: Path
+) -> None:
+    how = check(TINY | {"data": {"batch": 4}, "strategy": {"name": strategy}, "train": {"images": 8}}, "test")
+    generic = [facesets["source"]] if strategy == "prior" else []
+    people = {name: [path] for name, path in facesets.items()}
+    train.train(how, people, tmp_path / "run", device="cpu", base=base, generic=generic)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.safetensors")}
+    report = finders.find_rate(tmp_path / "run", check({}, "test"), device="cpu", steps=30)
+    assert report.images >= 8 and report.rates[0] == pytest.approx(finders.LOWEST)
+    assert report.now == how.resolved().train.rate and report.suggestion > finders.LOWEST
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.safetensors")}
+
+
+def test_a_rate_is_found_for_a_base(base: Path) -> None:
+    assert finders.find_rate(base, check({}, "test"), device="cpu", steps=30).suggestion > finders.LOWEST
+
+
+def test_a_rate_for_a_base_that_is_gone_is_not_found(facesets: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    how = check(TINY | {"data": {"batch": 4}, "strategy": {"name": "lora"}, "train": {"images": 4}}, "test")
+    near = shutil.copytree(base, tmp_path / "base")
+    people = {name: [path] for name, path in facesets.items()}
+    train.train(how, people, tmp_path / "run", device="cpu", base=near)
+    shutil.rmtree(near)
+    with pytest.raises(CheckpointError, match=r"expected the base 'base' .*, there is none at"):
+        finders.find_rate(tmp_path / "run", check({}, "test"), device="cpu")
+    assert checkpoint.latest(tmp_path / "run") is not None
 
 
 def test_the_batch_is_no_larger_than_memory_and_use(monkeypatch: pytest.MonkeyPatch) -> None:

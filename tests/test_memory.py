@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from faceswap import checkpoint, memory
+from faceswap import adapters, checkpoint, memory
 from faceswap.config import Recipe, check
 from faceswap.errors import TrainingError
 from faceswap.models import FaceModel
@@ -72,6 +72,39 @@ def test_checkpointing_gives_the_same_gradients_for_less_memory(name: str) -> No
     assert need[1] < need[0]
 
 
+@pytest.mark.parametrize("name", ["df", "liae", "modulated"])
+def test_checkpointing_bears_adapters(name: str) -> None:
+    """What an adapter makes of a weight is computed again on the way back too."""
+    torch.manual_seed(0)
+    model = checkpoint.new_model(recipe(name=name), ["source", "target"]).requires_grad_(False)
+    added = [*adapters.add_low_rank(model, 2, lambda key: "encoder" in key)]
+    added += adapters.add_film(model, lambda key: "encoder" not in key)
+    with torch.no_grad():
+        for key in added:
+            model.get_parameter(key).normal_(std=0.05)
+    faces, person = torch.rand(4, 3, 32, 32), torch.tensor([0, 0, 1, 1])
+    before = gradients(model, faces, person)
+    assert memory.checkpointed(model) >= 4 and before.keys() == set(added)
+    after = gradients(model, faces, person)
+    assert after.keys() == before.keys()
+    for key, gradient in before.items():
+        torch.testing.assert_close(after[key], gradient, atol=1e-7, rtol=1e-5)
+
+
+def test_frozen_weights_need_neither_gradients_nor_moments() -> None:
+    layers = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Linear(100, 10, bias=False))
+    layers[0].requires_grad_(False)
+
+    def step(faces: int) -> None:
+        layers(torch.zeros(faces, 100)).sum().backward()
+
+    need = memory.Estimate(layers, step, people=1).at(8)
+    whole, part = 4 * (100 * 100 + 100 * 10), 4 * 100 * 10
+    assert (need.weights, need.average, need.gradients, need.optimizer) == (whole, whole, part, 2 * part)
+    assert need.activations < 4 * 100 * 100, "nothing of the size of what is frozen is made"
+    assert layers[0].weight.grad is layers[1].weight.grad is None
+
+
 def test_too_much_is_one_line_that_names_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("faceswap.console.say", said.append)
@@ -83,7 +116,7 @@ def test_too_much_is_one_line_that_names_what_to_lower(monkeypatch: pytest.Monke
     with pytest.raises(TrainingError) as caught:
         memory.check(need, 2, CPU, recipe())
     assert str(caught.value) == (
-        f"2 processes need 2 x {parts}: lower data.batch (now 16), raise train.accumulate (1), set "
+        f"2 processes need 2 x {parts}: lower data.batch (now 8), raise train.accumulate (1), set "
         "train.checkpointing=true, or lower model.resolution (32) or model.width (4)"
     )
     monkeypatch.setattr(memory, "free", lambda device: None)

@@ -1,5 +1,6 @@
 from itertools import combinations
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 
 from faceswap import models
 from faceswap.errors import RecipeError, UsageError
-from faceswap.models import FaceModel
+from faceswap.models import FaceModel, Part
+from faceswap.models.modulated import Modulated, Modulation
 
 
 def variants(root: str) -> list[str]:
@@ -22,9 +24,9 @@ def count(module: nn.Module) -> float:
     return sum(weight.numel() for weight in module.parameters()) / 1e6
 
 
-def small(people: int = 2, name: str = "df") -> FaceModel:
-    torch.manual_seed(0)
-    return models.build(name, models.Shape(32, 4, 16, 4, 2), people)
+def small(people: int = 2, name: str = "df", *, anyone: bool = False, seed: int = 0) -> FaceModel:
+    torch.manual_seed(seed)
+    return models.build(name, models.Shape(32, 4, 16, 4, 2, anyone=anyone), people)
 
 
 @pytest.fixture(params=[name for root in models.SOCKET.names() for name in variants(root)])
@@ -200,6 +202,166 @@ def test_nobody_but_the_drawn_is_touched() -> None:
         model(FACES, torch.zeros(4, dtype=torch.int64))[0].mean().backward()
         idle = {key for key, weight in model.named_parameters() if weight.grad is None}
         assert idle == {key for key, _ in model.named_parameters() if key.startswith(others)}
+
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+def test_parts_lie_inside_each_other_and_apart(name: str) -> None:
+    """Whoever freezes or trains a part relies on what else it is a part of."""
+    for people, anyone in [(1, True), (2, False), (3, True)]:
+        model = small(people, name, anyone=anyone)
+        order = [key for key, _ in model.named_parameters()]
+        parts = {part: model.named(part) for part in PARTS}
+        assert all(found == [key for key in order if key in found] for found in parts.values()), "in order, each once"
+        decoder, block, layer = (set(parts[part]) for part in ("decoder", "last block", "last layer"))
+        assert set() < layer < block < decoder < set(order)
+        assert not set(parts["codes"]) & (decoder | set(parts["anyone"])) and len(parts["codes"]) < 2
+        assert not set(parts["anyone"]) & {key for key in order if key.startswith(("encoder.", "inter.", "common."))}
+        if people > 1:
+            assert bool(parts["anyone"]) or not anyone
+
+
+def test_the_last_layer_is_the_last(name: str) -> None:
+    """What it is multiplied by reaches the picture; with it at 0 all is as grey as the sigmoid's middle."""
+    model = small(name=name)
+    for key in model.named("last layer"):
+        torch.nn.init.zeros_(model.get_parameter(key))
+    faces, mask = model(FACES, PEOPLE)
+    assert (faces == 0.5).all() and (mask == 0.5).all()
+
+
+def test_what_lies_before_the_decoder_alone_makes_the_code(name: str) -> None:
+    model = small(name=name)
+    before = model.code(FACES)
+    for key in model.named("decoder"):
+        torch.nn.init.zeros_(model.get_parameter(key))
+    assert torch.equal(model.code(FACES), before)
+
+
+def test_only_anyone_uses_what_is_theirs(name: str) -> None:
+    model = small(3, name, anyone=True)
+    drawn, mask = model(FACES, PEOPLE)
+    (drawn.square().mean() + mask.mean()).backward()
+    for key in model.named("anyone"):
+        assert model.get_parameter(key).grad is None, "the others are drawn without"
+    with torch.no_grad():
+        for key in model.named("anyone"):
+            model.get_parameter(key).add_(1)
+    model.eval()
+    assert torch.equal(model(FACES, PEOPLE)[0], drawn)
+    model.zero_grad()
+    anyone = torch.full((4,), 2)
+    model(FACES, anyone, FACES)[0].square().mean().backward()
+    grads = [model.get_parameter(key).grad for key in model.named("anyone")]
+    assert grads and all(grad is not None for grad in grads)
+
+
+def test_a_base_comes_back_out_of_a_pair(name: str) -> None:
+    base = small(1, name, anyone=True).state_dict()
+    pair = small(3, name, anyone=True, seed=1)
+    pair.load_base(base)
+    back = pair.as_base(pair.state_dict())
+    assert back.keys() == base.keys() and all(torch.equal(back[key], weight) for key, weight in base.items())
+
+
+def test_a_tuned_pair_as_a_base_draws_anyone_as_the_pair_does(name: str) -> None:
+    tuned = small(3, name, anyone=True, seed=1).eval()
+    if name.startswith("liae"):  # a base has one half: what is common stands for anyone's own
+        tuned.get_submodule("own.1").load_state_dict(tuned.get_submodule("common").state_dict())
+    again = small(1, name, anyone=True).eval()
+    again.load_state_dict(tuned.as_base(tuned.state_dict()))
+    expected, mask = tuned(FACES, torch.full((4,), 2))
+    drawn, where = again(FACES, torch.zeros(4, dtype=torch.int64))
+    same(drawn, expected)
+    same(where, mask)
+
+
+def test_everybody_begins_as_the_base_draws_them(name: str) -> None:
+    base, three = small(1, name, anyone=True).eval(), small(3, name, anyone=True, seed=1).eval()
+    three.load_base(base.state_dict())
+    same(three(FACES, torch.full((4,), 2))[0], base(FACES, torch.zeros(4, dtype=torch.int64))[0])
+    one, other = (three(FACES, torch.full((4,), person))[0] for person in (0, 1))
+    same(one, other)
+
+
+def test_only_codes_are_met(name: str) -> None:
+    model = small(3, name, anyone=True)
+    before = {key: weight.clone() for key, weight in model.state_dict().items()}
+    code = model.told(FACES)
+    model.meet(1, FACES)
+    changed = {key for key, weight in model.state_dict().items() if not torch.equal(weight, before[key])}
+    assert changed == set(model.named("codes")) and (code is None) == (changed == set())
+    for key in changed:
+        now = model.get_parameter(key)
+        assert torch.equal(now[[0, 2]], before[key][[0, 2]]) and code is not None and torch.equal(now[1], code)
+        assert now.requires_grad and now.grad_fn is None, "it is still to be trained"
+
+
+def modulated(*, training: bool = False) -> Modulated:
+    """With a person of their own and anyone; fresh modulations all but pass over who is drawn."""
+    model = small(3, "modulated", anyone=True)
+    assert isinstance(model, Modulated)
+    with torch.no_grad():
+        for stage in model.modules():
+            if isinstance(stage, Modulation):
+                stage.style.weight.mul_(10)
+    return model.train(training)
+
+
+def test_a_told_code_has_the_size_of_a_fresh_one() -> None:
+    model = modulated()
+    assert model.teller is not None
+    for photos in (FACES, FACES * 0.1, torch.rand(2, 3, 32, 32) * 5):
+        torch.testing.assert_close(model.teller(photos).square().mean(1), torch.ones(len(photos)), atol=1e-3, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.teller(FACES).dtype == torch.float32
+    told = model.told(FACES)
+    assert told is not None and not told.requires_grad
+    torch.testing.assert_close(told, model.teller(FACES).mean(0))
+
+
+def test_anyone_is_whoever_the_photos_show() -> None:
+    model, other = modulated(), torch.rand(4, 3, 32, 32)
+    anyone = torch.full((4,), 2)
+    untold, own, told = (model(FACES, anyone, photos)[0] for photos in (None, FACES, other))
+    assert torch.equal(untold, own), "without photos it is who the face shows"
+    assert (told - own).abs().max() > 1e-3, "with them who they show"
+    assert torch.equal(modulated(training=True)(FACES, anyone, other)[0], told), "in training too"
+
+
+def test_in_training_without_photos_everybody_has_a_code_of_their_own() -> None:
+    model = modulated(training=True)
+    anyone = torch.full((4,), 2)
+    assert torch.equal(model.codes(FACES, anyone, None), model.who(anyone))
+    model(FACES, anyone)[0].mean().backward()
+    assert all(model.get_parameter(key).grad is None for key in model.named("anyone"))
+
+
+@pytest.mark.parametrize("photos", [None, torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))])
+def test_in_mixed_company_each_is_drawn_as_alone(photos: Tensor | None) -> None:
+    model, mixed = modulated(), torch.tensor([2, 0, 1, 2])
+    together, masks = model(FACES, mixed, photos)
+    for row in range(4):
+        one = slice(row, row + 1)
+        alone, mask = model(FACES[one], mixed[one], None if photos is None else photos[one])
+        torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
+        torch.testing.assert_close(mask[0], masks[row], atol=1e-5, rtol=0)
+    own = mixed < 2
+    assert torch.equal(model(FACES, mixed)[0][own], together[own]), "photos tell of anyone alone"
+
+
+def test_anyones_faces_leave_the_codes_of_others_alone() -> None:
+    model = modulated(training=True)
+    model(FACES, torch.tensor([2, 0, 2, 2]), FACES)[0].square().mean().backward()
+    grad = model.who.weight.grad
+    assert grad is not None and grad[0].abs().sum() > 0 and not grad[1:].any(), "a gradient, but of nothing"
+
+
+def test_a_model_without_anyone_has_no_teller() -> None:
+    model = small(2, "modulated").eval()
+    assert model.named("anyone") == [] and model.told(FACES) is None
+    assert torch.equal(model(FACES, PEOPLE)[0], model(FACES, PEOPLE, FACES.flip(0))[0])
 
 
 def test_architectures_hear_of_tensors_only() -> None:

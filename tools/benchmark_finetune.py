@@ -3,8 +3,8 @@
 Each strategy trains on the pairs of the truth protocol, with several seeds, for as many images of the two people;
 generic faces come on top. `scratch` begins from nothing and has ten times as many. The faces are rendered and cropped
 by their true points. The learning rate does not fall, so that any moment could be the end. On the way the averaged
-weights are scored: held-out faces (SSIM and PSNR inside the mask) and the swap (PSNR inside the mask of the target drawn
-as the source, against the true swap). Figures are means over the runs, `_std` is the standard deviation over them.
+weights are scored: held-out faces (SSIM and PSNR inside the mask) and the swap (PSNR inside the mask of the target
+drawn as the source, against the true swap). Figures are means over the runs, `_std` their standard deviation.
 
 over_full: dB of the swap more than `full` has in the same pair with the same seed. images_to_scratch: until SSIM and
 swap were both as good as those of `scratch` at its end, in the same pair with the same seed; null unless every run got
@@ -25,7 +25,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,7 +39,19 @@ from benchmark_train import PEOPLE, Row, reached
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from faceswap import actors, adapters, checkpoint, damage, devices, files, losses, pretrained, strategies, train
+from faceswap import (
+    actors,
+    adapters,
+    checkpoint,
+    combine,
+    damage,
+    devices,
+    files,
+    losses,
+    pretrained,
+    strategies,
+    train,
+)
 from faceswap.batches import split
 from faceswap.checkpoint import State
 from faceswap.config import Benchmark, Recipe
@@ -86,29 +98,21 @@ def run(
     found: dict[str, list[Row]] = {}
     ordered = [name for name in names if name == "scratch"] + [name for name in names if name != "scratch"]
     successive: list[list[Row]] = []
-    casts = [bench.cast(pair) for pair in range(pairs)]
+    casts = [bench.faces(pair) for pair in range(pairs)]
     if "prior" in names and generic is None:
         generic = bench.generic()
     for seed in range(seeds):
-        for pair, cast_ in enumerate(casts):
-            people = {name: cast_ / name for name in PEOPLE}
+        for pair, folder in enumerate(casts):
+            people = {name: folder / name for name in PEOPLE}
             for name in ordered:
                 job = Job(name, pair, seed, faster, people, bench.base, images)
                 if name == "scratch":
                     job = replace(job, recipe=bench.recipe, base=None, images=most)
                 try:
-                    found.setdefault(name, []).append(bench.tune(job))
-                except RecipeError as error:  # not for this architecture
+                    for record in bench.ways(job, generic):
+                        found.setdefault(record["strategy"], []).append(record)
+                except RecipeError as error:  # it is not for this architecture
                     say(f"{name}: left out: {error}")
-                    continue
-                if name == "prior" and generic is not None:
-                    wide = replace(job, label=GENERIC, people={**people, ANYONE: generic})
-                    found.setdefault(GENERIC, []).append(bench.tune(wide))
-                if name == "full":
-                    for label, derive in ((HALF, bench.half), (DELTA, bench.delta)):
-                        found.setdefault(label, []).append(derive(job))
-                if name in COMBINED and bench.start(PEOPLE).named("codes"):
-                    found.setdefault(f"{name}, combined", []).append(bench.combined(job))
         if "full" in names:
             successive.append(bench.successive(faster, casts, seed, images))
     labels = [label for name in ordered for label in (name, *DERIVED.get(name, [])) if label in found]
@@ -119,7 +123,7 @@ def run(
         "images": {"tuned": images, "scratch": most},
         "rows": list(rows.values()),
         "successive": [
-            {"trained": number, **summary("full", list(records), bench.bytes, {})}
+            {"in_a_row": number, **summary("full", list(records), bench.bytes, {})}
             for number, records in enumerate(zip(*successive, strict=True), 1)
         ],
         "combined": [
@@ -191,6 +195,9 @@ class Bench:
         work.mkdir(parents=True, exist_ok=True)
         self.results = work / "results.jsonl"
         self.known = read(self.results)
+        if self.known and not self.results.read_bytes().endswith(b"\n"):
+            with self.results.open("a") as results:
+                results.write("\n")  # behind the line that was cut off
 
     def facts(self) -> Row:
         return {
@@ -212,14 +219,14 @@ class Bench:
 
     # ---- faces
 
-    def cast(self, pair: int) -> Path:
+    def faces(self, pair: int) -> Path:
         """The facesets of a pair of the protocol; see `benchmark_train.render`."""
-        actors_ = self.protocol.pairs[pair]
-        folder = self.work / f"pair-{_hash([self._scene(), actors_.model_dump()])[:8]}"
+        players = self.protocol.pairs[pair]
+        folder = self.work / f"pair-{_hash([self._scene(), players.model_dump()])[:8]}"
         if not folder.exists():
-            self.say(f"rendering pair {pair + 1}: actor {actors_.source} and actor {actors_.target}")
+            self.say(f"rendering pair {pair + 1}: actor {players.source} and actor {players.target}")
             with files.whole_folder(folder, overwrite=False) as partial:
-                benchmark_train.render(self.protocol, actors_, partial)
+                benchmark_train.render(self.protocol, players, partial)
         return folder
 
     def _scene(self) -> Row:
@@ -290,7 +297,7 @@ class Bench:
     def scores(self, pair: int, model: FaceModel) -> dict[str, float]:
         """`SCORES` of a model of source and target."""
         if pair not in self.examinations:
-            self.examinations[pair] = benchmark_train.Examination(self.cast(pair), self.recipe, self.device)
+            self.examinations[pair] = benchmark_train.Examination(self.faces(pair), self.recipe, self.device)
         examination = self.examinations[pair]
         with torch.no_grad():
             held = [float(_psnr(model, batch, who)) for who, batch in enumerate(examination.held)]
@@ -298,6 +305,16 @@ class Bench:
         return {**found, "held_psnr": round(float(np.mean(held)), 4)}
 
     # ---- ways to a result
+
+    def ways(self, job: Job, generic: Path | None) -> Iterator[Row]:
+        """The results of a strategy, and those that come with them."""
+        yield self.tune(job)
+        if job.label == "prior" and generic is not None:
+            yield self.tune(replace(job, label=GENERIC, people={**job.people, ANYONE: generic}))
+        if job.label == "full":
+            yield from (self.half(job), self.delta(job))
+        if job.label in COMBINED and self.model.named("codes"):
+            yield self.combined(job)
 
     def tune(self, job: Job) -> Row:
         """Train; the file of a training that others build on is kept."""
@@ -310,7 +327,7 @@ class Bench:
         made = begin(job, folder, self.device)
         with closing(steps(made)) as coming:
             curve = []
-            for mark in marks(job.images):
+            for mark in marks(job.images, made.recipe.data.batch):
                 while made.progress.images < mark * job.generic:
                     next(coming)
                 if job.examined:
@@ -375,16 +392,19 @@ class Bench:
             )
             for name, path in job.people.items()
         ]
-        alone = [self.tune(half) for half in halves]
+        alone, key = [self.tune(half) for half in halves], self.key(job, f"{job.label}, combined")
 
         def make() -> Row:
-            found = [checkpoint.load_model(self.file(self.key(half)), self.base)[0] for half in halves]
-            model = combine(self.start(PEOPLE), *(one.state_dict() for one in found))
+            path = self.file(key)
+            source, target = (self.file(self.key(half)) for half in halves)
+            combine.combine(source, target, path, base=self.base, overwrite=True)
+            model, state = checkpoint.load_model(path)
+            path.unlink()
             sums = {name: sum(one[name] for one in alone) for name in ("seconds", "trained", "file_bytes")}
             total = {"images": job.images, **sums}
-            return self._later(total, job, model, [*PEOPLE, ANYONE], sums["file_bytes"])
+            return self._later(total, job, model, state.people, sums["file_bytes"])
 
-        return self.once(self.key(job, f"{job.label}, combined"), make)
+        return self.once(key, make)
 
     def successive(self, recipe: Recipe, casts: Sequence[Path], seed: int, images: int) -> list[Row]:
         """One pair after another, each from where the last ended."""
@@ -394,26 +414,6 @@ class Bench:
             found.append(self.tune(job))
             base = self.file(self.key(job))
         return found
-
-
-def combine(start: FaceModel, *alone: Mapping[str, Tensor]) -> FaceModel:
-    """People who were trained alone from one base as one model, without training again.
-
-    start: the base, knowing as many people and anyone, which is changed; alone: the weights of models of one person and
-    anyone each. Differences to the base add up, and everybody keeps their own code. `UsageError` without codes.
-    """
-    names = start.named("codes")
-    if not names:
-        raise UsageError("this model has no codes, and cannot be combined; use model.name = 'modulated'")
-    total = adapters.add_up(start.state_dict(), *(_without(weights, names) for weights in alone))
-    for name in names:
-        total[name] = torch.cat([*(weights[name][:1] for weights in alone), total[name][-1:]])
-    start.load_state_dict(total)
-    return start
-
-
-def _without(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    return {name: weight for name, weight in weights.items() if name not in names}
 
 
 def _psnr(model: FaceModel, batch: Any, person: int) -> Tensor:
@@ -427,9 +427,7 @@ def begin(job: Job, run: Path, device: torch.device) -> Trainer:
     """A training that stands before its first step, as `train.train` would begin it."""
     shutil.rmtree(run, ignore_errors=True)
     recipe, people = job.setup(), list(job.people)
-    generic = [job.people[ANYONE]] if ANYONE in job.people else []
     train.check_recipe(recipe, len(people))
-    train.check_strategy(recipe, None, job.base, generic)
     fabric = Fabric(**devices.fabric_options(str(device), 1, recipe.train.precision))
     fabric.launch()
     origin = train.open_base(job.base, recipe, run) if job.base is not None else None
@@ -452,9 +450,9 @@ def steps(made: Trainer) -> Generator[dict[str, float], None, None]:
         yield from made.session()
 
 
-def marks(images: int) -> list[int]:
+def marks(images: int, batch: int) -> list[int]:
     """Where to score: at the beginning, at twice as many images each time, then at even steps."""
-    step = max(1.0, images / STEPS)
+    step = max(float(batch), images / STEPS)
     first = min(FIRST, step)
     early = [first * 2**i for i in range(math.ceil(math.log2(step / first)))]
     even = [step * i for i in range(1, math.floor(images / step) + 1)]
@@ -536,6 +534,7 @@ def mean_curve(curves: Sequence[Sequence[Row]]) -> list[Row]:
     """The mean of runs that were scored at the same marks."""
     return [
         {name: round(float(np.mean([point[name] for point in points])), 4) for name in points[0]}
+        | {"images": points[0]["images"]}
         for points in zip(*curves, strict=True)
     ]
 
@@ -559,7 +558,7 @@ def text(found: Row) -> str:
     heads += ["trained", "file, bytes", "of base", *HARM]
     parts = [intro, _table(heads, [[row["strategy"], *_cells(row)] for row in found["rows"]])]
     if found["successive"]:
-        rows = [[str(row["trained"]), *_scores(row), *_harm(row)] for row in found["successive"]]
+        rows = [[str(row["in_a_row"]), *_scores(row), *_harm(row)] for row in found["successive"]]
         heads = ["pairs in a row", "swap of the last, dB", "held out, dB", "SSIM", *HARM]
         parts.append("One after another, `full`:\n\n" + _table(heads, rows))
     if found["combined"]:
