@@ -104,7 +104,7 @@ class StrategyRecipe(Section):
     """Which weights train."""
 
     name: str = "full"  # a part of faceswap/strategies
-    rank: int = Field(4, ge=1, le=256)  # lora: of the updates
+    rank: int = Field(2, ge=1, le=256)  # lora: of the updates
     prior: Weight = 1.0  # prior: how much faces of anyone count beside those of the two people
     first: Share = 0.2  # lp-ft: part of the budget in which the last layer and the codes train alone
     penalty: Weight = 10.0  # l2-sp: how much it costs to leave the base, times the mean square of the way

@@ -186,7 +186,7 @@ def test_faces_of_one_person_are_those_of_a_track(facesets: dict[str, Path]) -> 
 
     def numbers(*who: dict[str, Any]) -> list[int]:
         faces = Faces([replace(entry, meta=replace(entry.meta, **one)) for one in who], 32, 0, "some")
-        return faces.people().tolist()
+        return list(map(int, faces.people()))
 
     a, b = {"source": "a.mp4", "track": 0, "face": 0}, {"source": "a.mp4", "track": 1, "face": 1}
     assert numbers(a, b, a | {"face": 1}, b, a | {"frame": 9}) == [0, 1, 0, 1, 0]
