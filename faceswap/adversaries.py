@@ -197,7 +197,7 @@ class Adversary:
     def state_dict(self) -> dict[str, Tensor]:
         """All that `load_state_dict` needs to go on exactly: discriminator.* and optimizer.*"""
         weights = {f"discriminator.{name}": tensor for name, tensor in self.discriminator.state_dict().items()}
-        return weights | checkpoint.pack_optimizer(self.optimizer)
+        return weights | checkpoint.pack_optimizer(self.optimizer, self.discriminator)
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], where: str = "adversary") -> None:
         """Become what `state_dict` gave; `CheckpointError`, which begins with `where`, if that was another network."""
@@ -206,7 +206,7 @@ class Adversary:
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         checkpoint.fit(self.discriminator, parts["discriminator"], where)
-        checkpoint.unpack_optimizer(self.optimizer, parts["optimizer"])
+        checkpoint.unpack_optimizer(self.optimizer, self.discriminator, parts["optimizer"], where)
 
 
 def _shown(drawn: Tensor, real: Tensor, weight: Tensor | None) -> Tensor:

@@ -20,7 +20,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,7 +64,7 @@ class Base:
     @property
     def name(self) -> str:
         path = Path(self.file)
-        return path.parent.name if path.name == "best.safetensors" else path.stem
+        return path.parent.name if path.name == "best.safetensors" and path.parent.name else path.stem
 
 
 @dataclass
@@ -307,10 +306,14 @@ def find_base(base: Base, near: Path, given: Path | None = None) -> State:
     name = Path(base.file).name
     places = [given] if given is not None else [near / base.file, *(folder / name for folder in files.weight_folders())]
     found = [path for place in places if (path := find(place)).is_file()]
-    for path in found:
-        if digest((state := read_base(path)).part("ema")) == base.digest:
-            return state
-    why = f"{found[0]} is another" if found else f"there is none at {given or base.file}"
+    why = f"there is none at {given or base.file}"
+    for path in reversed(found):
+        try:
+            if digest((state := read_base(path)).part("ema")) == base.digest:
+                return state
+            why = f"{path} is another"
+        except CheckpointError as error:
+            why = f"{error}"
     raise CheckpointError(f"expected the base {base.name!r} ({base.digest[:12]}), {why}; give it with --base")
 
 
@@ -335,28 +338,35 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     model.load_state_dict(dict(weights))
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's state as flat tensors."""
-    states: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
-    packed = {}
-    for index, values in states.items():
-        for name, value in values.items():
-            packed[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    return packed
+def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The state of an optimizer of some of a model's parameters as flat tensors: optimizer.PARAMETER.SLOT."""
+    names: dict[Tensor, str] = {weight: name for name, weight in model.named_parameters()}
+    found = {names[weight]: values for weight, values in optimizer.state.items()}
+    return {f"optimizer.{n}.{slot}": torch.as_tensor(v) for n, values in found.items() for slot, v in values.items()}
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
-    """The inverse of `pack_optimizer`; the groups' options stay the optimizer's own."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, packed: Mapping[str, Tensor], where: str
+) -> None:
+    """The inverse of `pack_optimizer`, without "optimizer." before the names; the groups' options stay the optimizer's
+    own. `CheckpointError`, which begins with `where`, if the state is of other parameters."""
+    weights = dict(model.named_parameters())
+    places = {weight: i for i, weight in enumerate(_parameters(optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in packed.items():
-        index, _, name = key.partition(".")
-        like = weights[int(index)]
+        name, _, slot = key.rpartition(".")
+        like = weights.get(name)
+        if like is None or like not in places or (tensor.dim() and tensor.shape != like.shape):
+            raise CheckpointError(f"{where}: the optimizer's state is of another layout ({key}); start anew")
         # A moment takes its weight's memory format, and no tensor stays tied to the file it was read from.
         own = torch.empty_like(like, device="cpu").copy_(tensor) if tensor.shape == like.shape else tensor.clone()
-        state.setdefault(int(index), {})[name] = own.detach()
+        state.setdefault(places[like], {})[slot] = own.detach()
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def same_architecture(recipe: Recipe, other: Recipe, people: Sequence[str], known: Sequence[str]) -> str:

@@ -45,14 +45,10 @@ def combine(
             raise CheckpointError(f"{path}: did not start from a base; expected a run of finetune --base")
     assert first.base is not None and second.base is not None
     if first.base.digest != second.base.digest:
-        raise CheckpointError(
-            f"{source} and {target}: started from different bases; train one anew"
-        )
+        raise CheckpointError(f"{source} and {target}: started from different bases; train one anew")
     codes = one.named("codes")
     if not codes:
-        raise CheckpointError(
-            f"{source}: {first.recipe.model.name} has no codes of people; use modulated"
-        )
+        raise CheckpointError(f"{source}: {first.recipe.model.name} has no codes of people; use modulated")
     people = ["source", "target", ANYONE]
     pair = checkpoint.new_model(first.recipe, people)
     pair.load_base(checkpoint.find_base(first.base, places[0].parent, base).part("ema"))

@@ -107,7 +107,7 @@ class StrategyRecipe(Section):
     rank: int = Field(2, ge=1, le=256)  # lora: of the updates
     prior: Weight = 1.0  # prior: how much faces of anyone count beside those of the two people
     first: Share = 0.2  # lp-ft: part of the budget in which the last layer and the codes train alone
-    penalty: Weight = 10.0  # l2-sp: how much it costs to leave the base, times the mean square of the way
+    penalty: Weight = 0.01  # l2-sp: how much it costs to leave the base, times the square of the way
     save: Literal["whole", "delta"] = "whole"  # what is drawn with: all weights, or how they differ from the base
 
 

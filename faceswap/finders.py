@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from faceswap import checkpoint, console, devices, memory
+from faceswap import checkpoint, console, devices, memory, strategies
 from faceswap.batches import batches, split
 from faceswap.config import Recipe
 from faceswap.errors import CheckpointError, TrainingError, UsageError
 from faceswap.faceset import open_all
+from faceswap.models import ANYONE
 from faceswap.train import Trainer, find_origin, with_strategy
 
 LOWEST, HIGHEST = 1e-6, 1.0  # rates that are tried
@@ -75,13 +76,14 @@ def _range_test(trainer: Trainer, steps: int, now: float) -> RateReport:
     progress.rate_scale = 1.0
     rates: list[float] = []
     losses: list[float] = []
+    speeds = [group["base_lr"] / recipe.train.rate for group in trainer.stepper.param_groups]
     coming = batches(trainer.faces, recipe.data, recipe.seed, images, trainer.fabric.device)
     for step, batch in enumerate(console.track(coming, "trying rates", steps, "steps")):
         if step == steps:
             break
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / max(steps - 1, 1))
-        for group in trainer.stepper.param_groups:
-            group["base_lr"] = rate
+        for group, times in zip(trainer.stepper.param_groups, speeds, strict=True):
+            group["base_lr"] = rate * times
         loss = trainer.step(batch)["loss"]
         if not math.isfinite(loss):
             break
@@ -125,7 +127,10 @@ def find_batch(recipe: Recipe, *, people: int = 2, device: str = "auto") -> Batc
     step = people * recipe.train.accumulate
     recipe = recipe.changed(data={"batch": step}, train={"images": 1, "devices": 1}).resolved()
     rows: list[BatchRow] = []
-    with _trainer(recipe, ["source", "target"][-people:], Path(), device) as trainer:
+    names = ["source", "target"] if people == 2 else [ANYONE]
+    strategy = strategies.build(recipe.strategy.name, rate=recipe.train.rate, recipe=recipe.strategy)
+    known = [*names, ANYONE] if strategy.needs_base else names
+    with _trainer(recipe, names, Path(), device, known) as trainer:
         trainer.start(None, None)
         estimate, place = trainer.estimate(), trainer.fabric.device
         held = memory.Need(estimate.weights, 0, 0, estimate.weights, 0).total  # there already

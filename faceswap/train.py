@@ -78,7 +78,7 @@ def train(
     state = None if overwrite else checkpoint.latest(run)
     recipe = with_strategy(recipe, run, state)
     people = dict(people) | ({ANYONE: generic} if generic else {})
-    check_recipe(recipe, len(people))
+    check_recipe(recipe, min(len(people), 2))
     check_strategy(recipe, people, state, base, generic)
     entries = {name: split(open_all(folders), recipe.data.holdout) for name, folders in people.items()}
     checkpoint.check_folder(run, overwrite)
@@ -106,6 +106,8 @@ def check_recipe(recipe: Recipe, people: int) -> None:
     train, loss = recipe.train, recipe.loss.model_dump()
     if not steering.has_budget(recipe):
         raise RecipeError("no budget: give --minutes M or --images N (train.minutes, train.images), or --until-plateau")
+    if recipe.strategy.name == "lp-ft" and not (train.images or train.minutes):
+        raise RecipeError("strategy lp-ft: strategy.first is a part of the budget; give --minutes M or --images N")
     if train.until_plateau and train.decay == 1:
         raise RecipeError("train.decay = 1 with train.until_plateau: the rate falls after a plateau; set it below 1")
     step = min(people, 2) * train.devices * train.accumulate
@@ -126,10 +128,11 @@ def check_recipe(recipe: Recipe, people: int) -> None:
         raise RecipeError("train.compile with loss.true_face: only the whole network is compiled; set one of them off")
     if train.cuda_graphs and not train.compile:
         raise RecipeError("train.cuda_graphs without train.compile: graphs are made of compiled kernels; set both")
-    if train.cuda_graphs and (train.accumulate > 1 or loss["swap_back"] or loss["adversarial"]):
+    again = loss["swap_back"] or loss["adversarial"] or recipe.strategy.name == "prior"
+    if train.cuda_graphs and (train.accumulate > 1 or again):
         raise RecipeError(
-            "train.cuda_graphs: a graph overwrites what it gave last time, which train.accumulate, loss.swap_back and "
-            "loss.adversarial still need; set it to false"
+            "train.cuda_graphs: a graph overwrites what it gave last time, which train.accumulate, loss.swap_back, "
+            "loss.adversarial and strategy prior still need; set it to false"
         )
     losses.check(loss)
     models.load(recipe.model.name)
@@ -164,7 +167,13 @@ def with_strategy(recipe: Recipe, run: Path, state: State | None) -> Recipe:
             f"{run}: trains with strategy {theirs.name!r}, not {ours.name!r}; add --strategy {theirs.name} or resume, "
             "or choose another -o"
         )
-    return recipe.changed(strategy={"name": theirs.name, "rank": theirs.rank})
+    if ours.name == "resume":
+        return recipe.changed(strategy=theirs.model_dump())
+    if ours.rank != theirs.rank and ours.name == "lora":
+        raise RecipeError(
+            f"{run}: trains with strategy.rank = {theirs.rank}, not {ours.rank}; keep it, or choose another -o"
+        )
+    return recipe
 
 
 def check_strategy(
@@ -180,6 +189,12 @@ def check_strategy(
         raise RecipeError(f"{why} needs a base to start from: give --base, see faceswap pretrained list")
     if base is None and state is None and len(people) == 1 and ANYONE not in people:
         raise RecipeError("one person alone is learnt from a base: give --base, or the target's faces too")
+    if recipe.strategy.save == "delta" and state is not None and state.base is None:
+        raise RecipeError("strategy.save = 'delta' of a run that did not start from a base; set it to 'whole'")
+    if state is not None and strategy.takes_generic and (ANYONE in state.footage) != bool(generic):
+        raise RecipeError("--generic: as at the beginning of this run, please; give it again, or choose another -o")
+    if generic and len(people) < 3:
+        raise RecipeError("--generic needs two people beside it: give the target's faces too, or leave it out")
     if generic and not strategy.takes_generic:
         raise RecipeError(f"--generic with strategy {name!r}, which has no use for it; add --strategy prior")
 
@@ -218,6 +233,8 @@ def open_base(base: Path, recipe: Recipe, run: Path) -> Origin:
     Of a run that came from a base itself `ANYONE` is taken.
     """
     path = checkpoint.find(base)
+    if path.resolve().parent == run.resolve():
+        raise CheckpointError(f"{base}: is the run itself, which would replace it; choose another -o")
     origin = checkpoint.read_base(path)
     difference = checkpoint.same_architecture(recipe, origin.recipe, origin.people, origin.people)
     if difference:
@@ -548,7 +565,7 @@ class Trainer:
         self.save()  # should training go back, then not behind this
 
     def _may(self, recipe: Recipe) -> None:
-        check_recipe(recipe, len(self.people))
+        check_recipe(recipe, min(len(self.people), 2))
 
     def _common(self, values: list[float]) -> list[float]:
         """The means of numbers over all processes: what hangs on them must be the same for all."""
@@ -645,7 +662,7 @@ class Trainer:
         tensors = self._drawing() if averaged_only else {f"ema.{n}": t for n, t in self.average.state_dict().items()}
         if not averaged_only:
             tensors |= {f"model.{name}": tensor for name, tensor in self.raw.state_dict().items()}
-            tensors |= checkpoint.pack_optimizer(self.optimizer)
+            tensors |= checkpoint.pack_optimizer(self.optimizer, self.raw)
             for name, adversary in self.strategy.adversaries.items():
                 tensors |= {f"{name}.{part}": tensor for part, tensor in adversary.state_dict().items()}
             tensors["random.cpu"] = torch.get_rng_state()
@@ -670,7 +687,7 @@ class Trainer:
         """Become exactly what was saved."""
         checkpoint.fit(self.raw, state.part("model"), str(self.run))
         checkpoint.fit(self.average, state.part("ema"), str(self.run))
-        checkpoint.unpack_optimizer(self.optimizer, state.part("optimizer"))
+        checkpoint.unpack_optimizer(self.optimizer, self.raw, state.part("optimizer"), str(self.run))
         self.strategy.adversaries.clear()
         for name in strategies.ADVERSARIAL:
             if saved := state.part(name):

@@ -133,12 +133,24 @@ def test_another_architecture_is_named() -> None:
 
 
 def test_an_optimizer_comes_back_whole() -> None:
-    weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
+    model = torch.nn.Linear(2, 3)
+    weights = list(model.parameters())
     ours, theirs = (torch.optim.AdamW(weights, lr=0.1) for _ in range(2))
     sum(w.square().sum() for w in weights).backward()  # type: ignore[union-attr]
     ours.step()
-    packed = checkpoint.pack_optimizer(ours)
-    checkpoint.unpack_optimizer(theirs, {name.removeprefix("optimizer."): t for name, t in packed.items()})
+    packed = {n.removeprefix("optimizer."): t for n, t in checkpoint.pack_optimizer(ours, model).items()}
+    assert packed.keys() >= {"weight.exp_avg", "bias.exp_avg_sq", "bias.step"}
+    checkpoint.unpack_optimizer(theirs, model, packed, "run")
+    turned = torch.optim.AdamW(weights[::-1], lr=0.1)  # the order is no part of it
+    checkpoint.unpack_optimizer(turned, model, packed, "run")
+    assert torch.equal(turned.state[model.bias]["exp_avg"], ours.state[model.bias]["exp_avg"])
+    for wrong in (
+        {"0.exp_avg": torch.ones(3, 2)},
+        {"weight.exp_avg": torch.ones(2, 3)},
+        {"other.step": torch.ones(())},
+    ):
+        with pytest.raises(CheckpointError, match="run: the optimizer's state is of another layout"):
+            checkpoint.unpack_optimizer(theirs, model, wrong, "run")
     before, after = ours.state_dict()["state"], theirs.state_dict()["state"]
     assert before.keys() == after.keys() == {0, 1}
     for index, values in before.items():

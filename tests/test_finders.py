@@ -19,10 +19,11 @@ TINY = {"model": {"resolution": 32, "width": 4, "code": 16}}
 
 def ranged(loss: Any, monkeypatch: pytest.MonkeyPatch) -> finders.RateReport:
     """A range test where the loss is a function of the rate."""
-    group = {"base_lr": 0.0}
+    recipe = check({}, "test").resolved()
+    group = {"base_lr": recipe.train.rate}
     trainer: Any = SimpleNamespace(
         progress=Progress(images=7),
-        recipe=check({}, "test"),
+        recipe=recipe,
         run=Path("run"),
         faces=[],
         fabric=SimpleNamespace(device=torch.device("cpu")),

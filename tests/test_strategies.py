@@ -120,7 +120,7 @@ ADAPTERS = [name for name in PROMISED if name not in WHOLE]
 
 
 def recipe(chosen: str, **values: dict[str, Any]) -> Recipe:
-    train = {"images": 16, "preview_images": 8, "warmup": 0, "rate": 1e-3, "decay": 0.0}
+    train: dict[str, Any] = {"images": 16, "preview_images": 8, "warmup": 0, "rate": 1e-3, "decay": 0.0}
     given: dict[str, dict[str, Any]] = {
         "model": SHAPE,
         "data": {"batch": 4},
@@ -216,6 +216,44 @@ def test_a_run_goes_on_exactly(
     assert ours is not None and theirs is not None and ours.recipe.strategy.name == name
     assert ours.tensors.keys() == theirs.tensors.keys() and ours.progress.images == 16
     assert all(torch.equal(tensor, theirs.tensors[key]) for key, tensor in ours.tensors.items())
+
+
+def test_resume_keeps_the_whole_strategy(facesets: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    how = recipe("l2-sp", strategy={"penalty": 7.0, "save": "delta"}, train={"images": 8})
+    fit(tmp_path / "run", facesets, how, base=base)
+    fit(tmp_path / "run", facesets, recipe("resume"))
+    state = checkpoint.latest(tmp_path / "run")
+    assert state is not None and state.progress.images == 16
+    assert state.recipe.strategy == how.strategy
+    assert "delta.bytes" in checkpoint.read(checkpoint.find(tmp_path / "run")).tensors
+
+
+def test_what_a_run_began_with_it_goes_on_with(facesets: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    fit(tmp_path / "run", facesets, recipe("prior", train={"images": 6}), base=base, generic=[facesets["source"]])
+    with pytest.raises(RecipeError, match="--generic: as at the beginning of this run"):
+        fit(tmp_path / "run", facesets, recipe("prior"))
+    with pytest.raises(RecipeError, match="--generic needs two people beside it"):
+        alone = {"source": facesets["source"]}
+        fit(tmp_path / "alone", alone, recipe("prior"), base=base, generic=[facesets["target"]])
+    fit(tmp_path / "lora", facesets, recipe("lora", train={"images": 8}), base=base)
+    with pytest.raises(RecipeError, match=r"trains with strategy.rank = 2, not 3; keep it"):
+        fit(tmp_path / "lora", facesets, recipe("lora", strategy={"rank": 3}))
+    with pytest.raises(CheckpointError, match="is the run itself, which would replace it"):
+        fit(tmp_path / "run", facesets, recipe("full"), base=tmp_path / "run", overwrite=True)
+
+
+def test_a_damaged_base_does_not_hide_a_whole_one(
+    facesets: dict[str, Path], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = shutil.copytree(base, tmp_path / "base")
+    fit(tmp_path / "run", facesets, recipe("film", train={"images": 8}), base=near)
+    monkeypatch.setenv("FACESWAP_PRETRAINED", str(tmp_path / "shelf"))
+    (near / "best.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        checkpoint.load_model(tmp_path / "run")
+    (tmp_path / "shelf").mkdir()
+    shutil.copy(base / "best.safetensors", tmp_path / "shelf")
+    checkpoint.load_model(tmp_path / "run")
 
 
 def test_another_base_is_refused(facesets: dict[str, Path], runs: dict[str, Path], base: Path, tmp_path: Path) -> None:

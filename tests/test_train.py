@@ -563,6 +563,8 @@ def test_checkpointing_trains_the_same(facesets: dict[str, Path], through: Path,
         ({"train": {"cuda_graphs": True}}, "without train.compile"),
         ({"train": {"compile": True, "cuda_graphs": True, "accumulate": 2}}, "set it to false"),
         ({"train": {"compile": True, "cuda_graphs": True}, "loss": {"swap_back": 0.1}}, "set it to false"),
+        ({"train": {"compile": True, "cuda_graphs": True}, "strategy": {"name": "prior"}}, "set it to false"),
+        ({"train": {"images": 0, "until_plateau": True}, "strategy": {"name": "lp-ft"}}, "a part of the budget"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused(changes: dict[str, dict[str, float]], said: str) -> None:

@@ -28,7 +28,7 @@ class L2SP(Full):
     def losses(self, model: nn.Module, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
         found = super().losses(model, batch, weights)
         way = torch.stack([(weight - start).square().sum() for weight, start in self.pairs]).sum()
-        return found | {"way": self.recipe.penalty * way / 1000}
+        return found | {"way": self.recipe.penalty * way}
 
 
 def build(*, rate: float, recipe: StrategyRecipe) -> Strategy:
