@@ -54,6 +54,7 @@ from faceswap.batches import Batch, Faces, batches, split, still
 from faceswap.config import Benchmark, BenchmarkPair, Recipe, check
 from faceswap.faceset import Entry, FaceMeta, Faceset, mask_path, write_face
 from faceswap.heads import Identity
+from faceswap.landmarks import Landmarker
 from faceswap.models import FaceModel
 from faceswap.train import Trainer
 
@@ -189,8 +190,9 @@ def _write(
 ) -> list[FaceMeta]:
     """Faces with their masks, cropped by their own true points, or else as `metas` say of all frames of the take."""
     folder.mkdir(parents=True)
-    found = []
+    found, landmarker = [], Landmarker()  # eyes and mouth are told by landmarks
     for frame, shot in zip(frames, take.shots(frames), strict=True):
+        (marks,) = landmarker([shot.image], [shot.points])
         low, high = shot.points.min(0).tolist(), shot.points.max(0).tolist()
         meta = (
             metas[frame]
@@ -206,6 +208,8 @@ def _write(
                 size=SIZE,
                 detector="truth",
                 probability=1.0,
+                landmarks=marks.points.tolist(),
+                fit=marks.fit,
             )
         )
         path, matrix = folder / f"{frame:06d}{suffix}", np.array(meta.matrix)
