@@ -64,9 +64,9 @@ class DataRecipe(Section):
 
     batch: int = Field(0, ge=0)  # faces per step, of both people together; 0: by the dial
     warp: Weight = 0.015  # random warp of the input, standard deviation along x and y in units of the side
-    rotation: float = Field(10, ge=0, le=180)  # degrees, both ways
-    scale: float = Field(0.12, ge=0, lt=1)  # relative, both ways
-    shift: Share = 0.05  # units of the side, both ways
+    rotation: float = Field(4, ge=0, le=180)  # degrees, both ways
+    scale: float = Field(0.05, ge=0, lt=1)  # relative, both ways
+    shift: Share = 0.02  # units of the side, both ways
     flip: Share = 0.5  # probability
     color: float = Field(0.08, ge=0, lt=1)  # random gain, offset and saturation, both images alike
     degrade: Share = 0.1  # probability that an input is blurred, sharpened, noisy or recompressed
