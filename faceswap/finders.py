@@ -12,11 +12,12 @@ from lightning_fabric import Fabric
 
 from faceswap import checkpoint, console, devices, memory, strategies
 from faceswap.batches import batches, split
+from faceswap.beginning import find_origin, with_strategy
 from faceswap.config import Recipe
 from faceswap.errors import CheckpointError, TrainingError, UsageError
 from faceswap.faceset import open_all
 from faceswap.models import ANYONE
-from faceswap.train import Trainer, find_origin, with_strategy
+from faceswap.train import Trainer
 
 LOWEST, HIGHEST = 1e-6, 1.0  # rates that are tried
 SMOOTH = 0.9  # share of the past in the smoothed loss

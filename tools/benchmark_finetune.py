@@ -42,6 +42,7 @@ from torch import Tensor
 from faceswap import (
     actors,
     adapters,
+    beginning,
     checkpoint,
     combine,
     damage,
@@ -50,7 +51,6 @@ from faceswap import (
     losses,
     pretrained,
     strategies,
-    train,
 )
 from faceswap.batches import split
 from faceswap.checkpoint import State
@@ -58,7 +58,7 @@ from faceswap.config import Benchmark, Recipe
 from faceswap.errors import RecipeError, UsageError
 from faceswap.faceset import Faceset
 from faceswap.models import ANYONE, FaceModel
-from faceswap.train import Trainer
+from faceswap.train import Trainer, check_recipe
 
 GENERIC, HALF, DELTA = "prior, generic faces", "full at strength 0.5", "full, saved as delta"
 DERIVED = {"prior": [GENERIC], "full": [HALF, DELTA]}  # rows that come with that of a strategy
@@ -427,11 +427,11 @@ def begin(job: Job, run: Path, device: torch.device) -> Trainer:
     """A training that stands before its first step, as `train.train` would begin it."""
     shutil.rmtree(run, ignore_errors=True)
     recipe, people = job.setup(), list(job.people)
-    train.check_recipe(recipe, len(people))
+    check_recipe(recipe, len(people))
     fabric = Fabric(**devices.fabric_options(str(device), 1, recipe.train.precision))
     fabric.launch()
-    origin = train.open_base(job.base, recipe, run) if job.base is not None else None
-    known = train.known({name: [path] for name, path in job.people.items()}, origin, None)
+    origin = beginning.open_base(job.base, recipe, run) if job.base is not None else None
+    known = beginning.known({name: [path] for name, path in job.people.items()}, origin, None)
     made = Trainer(fabric, recipe, people, run, known)
     made.footage = dict.fromkeys(people, "rendered")
     made.start(None, origin)
