@@ -204,7 +204,9 @@ def exhausted(device: torch.device, recipe: Recipe) -> Iterator[None]:
     """Running out of memory becomes one line that names what to lower."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
         raise TrainingError(f"out of memory on {device}: {remedies(recipe)}") from None
 
 

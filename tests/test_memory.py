@@ -128,6 +128,10 @@ def test_running_out_is_one_line_too() -> None:
     said = r"^out of memory on cpu: .*raise train.accumulate \(2\), or lower"
     with pytest.raises(TrainingError, match=said), memory.exhausted(CPU, how):
         raise torch.OutOfMemoryError
+    with pytest.raises(TrainingError, match=said), memory.exhausted(CPU, how):
+        torch.empty(2**50)  # which is another error
+    with pytest.raises(RuntimeError, match="something else"), memory.exhausted(CPU, how):
+        raise RuntimeError("something else")
 
 
 def test_what_is_free_and_used_here() -> None:
