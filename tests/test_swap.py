@@ -100,7 +100,7 @@ def test_faces_at_the_border_and_outside_are_survived(model: Path) -> None:
 
 
 def test_a_base_cannot_draw_a_pair(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"knows one person; expected a run of faceswap finetune"):
+    with pytest.raises(CheckpointError, match=r"knows nobody; expected a run of faceswap finetune"):
         swapper(weights(tmp_path / "base.safetensors", ("anyone",)))
 
 
