@@ -91,10 +91,10 @@ def extract(
     "-o", "run", required=True, type=FILE, metavar="RUN", help="Folder of the run; one that is there goes on."
 )
 @click.option("--overwrite", is_flag=True, help="Throw away the run that is there and start anew.")
-@common
+@partial(common, default=Path("pretrain_96"))
 @budget
 def pretrain(faces: tuple[Path, ...], run: Path, overwrite: bool, recipe: Recipe, device: str, as_json: bool) -> None:
-    """Train a generic base on the faces of many people: one encoder, one decoder.
+    """Train a generic base on the faces of many people, for finetune to start from.
 
     \b
     Example: faceswap pretrain ffhq_faces -o base --minutes 600

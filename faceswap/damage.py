@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceswap import align, checkpoint, console, files, losses, metrics
+from faceswap import adapters, align, checkpoint, console, files, losses, metrics
 from faceswap.actors import FRAME_PER_CROP, SCALE, as_arguments, at_random
 from faceswap.batches import Faces
 from faceswap.devices import resolve
@@ -158,23 +158,15 @@ def scores(model: FaceModel, probe: Probe, person: int, device: torch.device, ba
     return Scores(psnr, ssim, ms_ssim)
 
 
+@torch.no_grad()
 def distance(before: FaceModel, after: FaceModel) -> float:
-    """How far training moved the weights: the Euclidean norm of what changed over that of what was.
+    """How far training moved the weights, see `adapters.distance`, with what adapters make of them.
 
-    Weights count that both have under the same name and in the same shape, with what adapters make of them: a table
-    with a row per person does not where the number of people differs. NaN if there are none, or if all were 0.
+    A table with a row per person does not count where the number of people differs.
     """
-    moved = whole = 0.0
-    for name, old in before.state_dict().items():
-        try:
-            new = attrgetter(name)(after)  # a state dict would hold the adapters apart
-        except AttributeError:
-            continue
-        if new.shape == old.shape and old.is_floating_point():
-            was, now = old.cpu().double(), new.detach().cpu().double()
-            moved += float((now - was).square().sum())
-            whole += float(was.square().sum())
-    return math.sqrt(moved / whole) if whole else math.nan
+    start, there = before.state_dict(), {name for name, _ in after.named_modules()}
+    names = [name for name in start if name.rpartition(".")[0] in there]  # a state dict would hold the adapters apart
+    return adapters.distance(start, {name: attrgetter(name)(after) for name in names})
 
 
 def measure(

@@ -100,6 +100,7 @@ SEES = {
     "metrics": {"align", "losses"},
     "damage": {
         "actors",
+        "adapters",
         "align",
         "batches",
         "checkpoint",
