@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 VERSION = 1  # of truth files
 SCALE = 0.62  # height of the head in units of the frame's
 FRAME_PER_CROP = 1.35  # side of the frame that a single face is cropped from, in units of the crop's
-SHOTS = 4  # faces per identity in a faceset
+SHOTS = 4  # faces per identity in a faceset, and people who meet the same moments
 PITCH = 165.0  # Hz, of a voice between a man's and a woman's
 MOODS = {"smile": 1.0, "pucker": 0.6, "frown": 0.9, "surprise": 1.0}  # how far each goes
 AT_ONCE = 16  # frames up to 512 px that a process renders before it hands them over, fewer of larger ones
@@ -356,10 +356,11 @@ def write_faces(
     overwrite: bool = False,
     workers: int | None = None,  # processes; None: all cores
 ) -> Report:
-    """Render a generic faceset of many people: `SHOTS` faces each, every one in its own pose, mood, light and room.
+    """Render a generic faceset of many people: `SHOTS` faces each, every one in another pose, mood, light and room.
 
-    The crops are canonical by the true points. `FaceMeta.truth` holds what each was rendered from: `identity` (seed),
-    `pose`, `expression`, `light`, and the 68 `landmarks` in pixels of the frame.
+    `SHOTS` people in a row play the same moments in the same rooms: each is the true swap of the others. The crops are
+    canonical by the true points. `FaceMeta.truth` holds what each was rendered from: `identity` (seed), `pose`,
+    `expression`, `light`, and the 68 `landmarks` in pixels of the frame.
     """
     files.refuse_existing(out, overwrite)
     if out.exists():
@@ -376,7 +377,7 @@ def write_faces(
 def _write_person(job: tuple[Path, int, int, int, int]) -> None:
     folder, seed, person, count, size = job
     name = int(np.random.SeedSequence([seed, person]).generate_state(1)[0] >> 1)
-    actor, random = Actor(Identity.random(name)), np.random.default_rng([seed, person, 1])
+    actor, random = Actor(Identity.random(name)), np.random.default_rng([seed, person // SHOTS, 1])
     side = round(size * FRAME_PER_CROP)
     for number in range(count):
         moment = at_random(random)

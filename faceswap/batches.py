@@ -2,8 +2,9 @@
 else: that is what makes an interrupted run continue exactly."""
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ MASK_FEATHER = 0.01  # units of the side: the network learns an edge that it can
 POSE_CELL = 10  # degrees, side of the cells of yaw and pitch
 MOST_REPEATS = 8  # a face comes at most so many times as often by pose as in a shuffle
 DEVICE_SHARE = 0.25  # of an accelerator's free memory may be taken by faces
+SWAPPED = 0.5  # of the faces that someone else made too, are drawn from the other's
 WORKERS = min(4, os.cpu_count() or 1)  # threads that change faces; OpenCV lets them run side by side
 
 Rows = NDArray[np.int64]
@@ -93,6 +95,13 @@ class Faces:
         """Numbers (N,) that faces of one person share: of the same footage and track, or of one rendered actor."""
         metas = [entry.meta for entry in self.entries]
         keys = [(meta.source, meta.input, meta.track, meta.face if meta.track is None else 0) for meta in metas]
+        known = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return np.array([known[key] for key in keys], np.int64)
+
+    def moments(self) -> Rows:
+        """Numbers (N,) that faces of one moment share: of rendered actors who did the same in the same light."""
+        truths = [entry.meta.truth for entry in self.entries]
+        keys = [str(i) if truth is None else _moment(truth) for i, truth in enumerate(truths)]
         known = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return np.array([known[key] for key in keys], np.int64)
 
@@ -177,6 +186,10 @@ class Faces:
             console.warn(f"{len(fresh)} masks of your own give way to the landmarks' masks, the first: {fresh[0]}")
 
 
+def _moment(truth: Mapping[str, Any]) -> str:
+    return json.dumps([truth.get(name) for name in ("pose", "expression", "light")], sort_keys=True)
+
+
 def split(facesets: Sequence[Faceset], holdout: float) -> tuple[list[Entry], list[Entry]]:
     """Entries to train on and entries held out, about `holdout` of all.
 
@@ -234,6 +247,22 @@ class Order:
         return np.random.default_rng([self.seed, epoch]).permutation(np.concatenate(shown))
 
 
+class Others:
+    """Another face of the same group, by numbers (N,) that the faces of a group share."""
+
+    def __init__(self, groups: Rows) -> None:
+        _, self.group, self.sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        self.firsts = np.cumsum(self.sizes) - self.sizes  # of each group, in `sorted`
+        self.sorted = np.argsort(self.group, kind="stable")
+        self.place = np.argsort(self.sorted)  # of each face, in `sorted`
+
+    def __call__(self, rows: Rows, random: NDArray[np.float64]) -> Rows:
+        """For each of `rows` (M,) another face that a number (M,) in [0, 1) chooses; the same if it is alone."""
+        first, size = self.firsts[self.group[rows]], self.sizes[self.group[rows]]
+        step = 1 + (random * (size - 1)).astype(np.int64)
+        return self.sorted[first + (self.place[rows] - first + step) % size]
+
+
 class Pairs:
     """An order of faces in which as many again follow: of each the person's other face, or their only one again.
 
@@ -241,19 +270,13 @@ class Pairs:
     """
 
     def __init__(self, order: Order, people: Rows) -> None:
-        self.order = order
-        _, self.group, self.sizes = np.unique(people, return_inverse=True, return_counts=True)
-        self.firsts = np.cumsum(self.sizes) - self.sizes  # of each person, in `sorted`
-        self.sorted = np.argsort(self.group, kind="stable")
-        self.place = np.argsort(self.sorted)  # of each face, in `sorted`
+        self.order, self.others = order, Others(people)
 
     def __call__(self, position: int, count: int) -> Rows:
         """The faces at `position`, ..., and their partners in the second half; both numbers are even."""
         rows = self.order(position // 2, count // 2)
-        first, size = self.firsts[self.group[rows]], self.sizes[self.group[rows]]
         random = np.random.default_rng([self.order.seed, 1, position]).random(len(rows))
-        step = 1 + (random * (size - 1)).astype(np.int64)
-        return np.concatenate([rows, self.sorted[first + (self.place[rows] - first + step) % size]])
+        return np.concatenate([rows, self.others(rows, random)])
 
 
 def pose_bins(poses: NDArray[np.float64]) -> Rows:
@@ -292,6 +315,7 @@ class Loader:
         self.orders: list[Callable[[int, int], Rows]] = list(orders)
         if recipe.sampling == "person":
             self.orders = [Pairs(order, faces.people()) for order, faces in zip(orders, people, strict=True)]
+            self.doubles = [Others(faces.moments()) for faces in people]
         placed = [found for faces in people if together and (found := faces.on(device)) is not None]
         self.placed = placed if len(placed) == len(people) else []
 
@@ -303,10 +327,13 @@ class Loader:
         lent = np.flatnonzero(relit | plan.occluded)
         lenders = np.where(relit, share + plan.other % share, plan.other)[lent]
         others = dict(zip(lent.tolist(), zip(*self._take(rows, lenders), strict=True), strict=True))
-        changed = relit | plan.occluded | plan.degraded
+        seen = self._seen(rows, step)
+        swapped = (seen != rows)[self.mine]
+        changed = relit | plan.occluded | plan.degraded | swapped
         read = np.flatnonzero(changed) if self.placed else np.arange(len(changed))
         images, masks = self._take(rows, self.mine[read])
-        inputs = images.copy() if plan.degraded.any() else images
+        inputs = images.copy() if (plan.degraded | swapped).any() else images
+        inputs[swapped[read]] = self._take(seen, self.mine[swapped])[0]
         out = None if self.together else augment.empty(len(read), size)
 
         def work(numbers: Sequence[int]) -> None:
@@ -336,6 +363,18 @@ class Loader:
             halves = [part.roll(len(part) // 2, 0) for part in torch.split(target, len(self.mine) // people)]
             photo = torch.cat(halves).contiguous(memory_format=torch.channels_last)
         return Batch(input_, photo, target, mask, priority, self._send(self.person))
+
+    def _seen(self, rows: Rows, step: int) -> Rows:
+        """The faces (of the whole batch) to be shown where `rows` are to be drawn.
+
+        By person, half of the time it is another's of the same moment, if there is one: a true swap.
+        """
+        if self.recipe.sampling != "person":
+            return rows
+        random = np.random.default_rng([self.seed, step, 1]).random((2, len(rows)))
+        shares = zip(self.doubles, np.split(rows, len(self.people)), np.split(random[0], len(self.people)), strict=True)
+        others = np.concatenate([double(share, chance) for double, share, chance in shares])
+        return np.where(random[1] < SWAPPED, others, rows)
 
     def _take(self, rows: Rows, numbers: Rows) -> tuple[augment.Image, augment.Image]:
         """Images and masks of some faces of the whole batch, whose `rows` are known."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from faceswap import align, landmarks
+from faceswap.actors import SHOTS, write_faces
 from faceswap.batches import (
     MASK_FEATHER,
     MOST_REPEATS,
@@ -193,6 +194,38 @@ def test_faces_of_one_person_are_those_of_a_track(facesets: dict[str, Path]) -> 
     assert numbers(a, a | {"source": "b.mp4"}, a | {"input": 1}, a) == [0, 1, 2, 0], "other footage, another person"
     untracked = {"source": "a.mp4", "track": None}
     assert numbers(untracked | {"face": 0}, untracked | {"face": 1}, untracked | {"face": 0, "frame": 3}) == [0, 1, 0]
+
+
+@pytest.fixture(scope="module")
+def cast(tmp_path_factory: pytest.TempPathFactory) -> Faces:
+    """Rendered people who play the same moments, and two more."""
+    folder = tmp_path_factory.mktemp("cast") / "faces"
+    write_faces(folder, SHOTS**2 + 2, size=32, workers=1)
+    return Faces(Faceset.open(folder).entries, 32, 2**30, "cast")
+
+
+def test_rendered_people_meet_the_same_moments(cast: Faces, people: list[Faces]) -> None:
+    whose, when = cast.people(), cast.moments()
+    assert len({*zip(whose.tolist(), when.tolist(), strict=True)}) == len(cast), "each plays each moment once"
+    assert sorted(np.bincount(when).tolist()) == [1, 1, *[SHOTS] * SHOTS]
+    assert len(set(people[0].moments().tolist())) == len(people[0]), "footage has each moment once"
+
+
+def test_by_person_half_are_drawn_from_anothers_face(cast: Faces) -> None:
+    calm = DataRecipe(batch=8, warp=0, rotation=0, scale=0, shift=0, flip=0, color=0, degrade=0, sampling="person")
+    whose, when = cast.people(), cast.moments()
+    known = {image.tobytes(): row for row, image in enumerate(cast[range(len(cast))][0])}
+
+    def rows(pictures: torch.Tensor) -> list[int]:
+        images = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return [known[image.numpy().tobytes()] for image in images]
+
+    swapped = []
+    for batch in first([cast], 40, recipe=calm):
+        for shown, drawn, photo in zip(*map(rows, (batch.input, batch.target, batch.photo)), strict=True):
+            assert when[shown] == when[drawn] and whose[photo] == whose[drawn] and photo != drawn
+            swapped.append(whose[shown] != whose[drawn])
+    assert np.mean(swapped) == pytest.approx(0.45, abs=0.08)  # two of eighteen faces have no double
 
 
 def shuffle(count: int, seed: int = 3) -> Order:

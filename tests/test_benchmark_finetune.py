@@ -5,18 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import benchmark
+import benchmark_finetune
 import pytest
+from benchmark_finetune import DELTA, GENERIC, HALF, Bench, Job
 
 from faceswap import train
 from faceswap.config import Benchmark, Recipe
 from faceswap.errors import UsageError
 from faceswap.models import ANYONE
-from tools import benchmark
-
-sys.path.insert(0, str(Path(benchmark.__file__).parent))  # where its parts find each other
-
-import benchmark_finetune
-from benchmark_finetune import DELTA, GENERIC, HALF, Bench, Job
 
 PROTOCOL = Benchmark.model_validate(
     {

@@ -26,6 +26,7 @@ def test_a_tint_keeps_black_white_and_order() -> None:
 
 
 def test_the_base_is_made_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_base, "SWAPS", 32)
     write_faces(tmp_path / "faces", 8, size=160)
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -40,6 +41,8 @@ def test_the_base_is_made_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.M
     for images in ("8", "16"):
         monkeypatch.setattr(sys, "argv", ["train_base.py", *words, "--images", images])
         train_base.main()
+    drawn, left = train_base.swaps(checkpoint.load_model(out)[0], tmp_path / "work" / "strangers", 32)
+    assert 0 < drawn < 40 and 5 < left < 25, "people differ"
     entries = Faceset.open(tmp_path / "work" / "photos").entries
     assert len(entries) >= 6 and not any(train_base.is_grey(read_image(entry.path)) for entry in entries)
     state = checkpoint.read(out)

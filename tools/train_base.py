@@ -1,9 +1,13 @@
 """Make the base that ships: `python tools/train_base.py FOLDER... --work DIR --images N`, and again to go on.
 
 Each FOLDER holds images with one face each, which are imported into DIR once; grey ones are tinted, each in its own
-tone, so that the base does not take people for statues. Rendered people come on top, four faces of each: they are who
-teaches that one person looks different from face to face. Then it trains with configs/pretrain_96.toml and writes the
-averaged weights, in half precision, to pretrained/base_96.safetensors; `python tools/ship.py base_96` notes its hash.
+tone, so that the base does not take people for statues. Rendered people come on top, four faces of each, and four of
+them in each moment: half of these faces are drawn from another's, which teaches what of a face is the person and what
+the moment. Then it trains with configs/pretrain_96.toml and writes the averaged weights, in half precision, to
+pretrained/base_96.safetensors; `python tools/ship.py base_96` notes its hash.
+
+At the end it says how well the base swaps strangers that it was never tuned to: rendered people drawn as others, told
+by one photo of another moment, inside the face against the true swap; beside it, the face as it was.
 """
 
 import argparse
@@ -15,12 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceswap import actors, checkpoint, config, console, files, foreign, train
+from faceswap import actors, checkpoint, config, console, files, foreign, losses, train
+from faceswap.batches import Faces, Others, still
 from faceswap.faceset import Faceset, read_image, write_face
-from faceswap.models import ANYONE
+from faceswap.models import ANYONE, FaceModel
 
 SHIPPED = Path(__file__).parents[1] / "pretrained" / "base_96.safetensors"
 SIZE = 128  # px, side of the crops on disk
+SWAPS, STRANGERS = 256, 2**20  # faces to measure the swap on, and the seed of who they are
 GREY = 3.0  # mean difference of the channels below which an image counts as grey
 TONES = np.array([0.78, 1.0, 1.18])  # exponents of red, green and blue: a skin's, roughly
 
@@ -58,6 +64,21 @@ def ship(run: Path, out: Path) -> None:
     checkpoint.write(out, replace(state, tensors=halves, footage={}))
 
 
+@torch.inference_mode()
+def swaps(model: FaceModel, folder: Path, size: int) -> tuple[float, float]:
+    """PSNR (dB) of `SWAPS` rendered strangers drawn as others, and of the faces that were not drawn as others."""
+    if not folder.exists():
+        actors.write_faces(folder, SWAPS, size=SIZE, seed=STRANGERS)
+    faces = Faces(Faceset.open(folder).entries, size, float("inf"), "strangers")
+    rows = np.arange(len(faces))
+    half = np.full(len(faces), 0.5)
+    shown, photo = Others(faces.moments())(rows, half), Others(faces.people())(rows, half)
+    whole = still(faces, rows.tolist(), 0, torch.device("cpu"))
+    drawn, _ = model.eval()(whole.input[shown], whole.person, whole.input[photo])
+    found = [losses.psnr(made, whole.target, whole.mask).mean() for made in (drawn, whole.input[shown])]
+    return float(found[0]), float(found[1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
@@ -79,6 +100,9 @@ def main() -> None:
     report = train.train(recipe, people, options.work / "run", device=options.device)
     console.say(f"{report.images} images, held out {report.held_out}")
     ship(options.work / "run", options.out)
+    model, state = checkpoint.load_model(options.out)
+    drawn, left = swaps(model, options.work / "strangers", state.recipe.model.resolution)
+    console.say(f"drawn as a stranger {drawn:.2f} dB, left as it is {left:.2f} dB")
 
 
 if __name__ == "__main__":
