@@ -27,6 +27,7 @@ Image = NDArray[np.uint8]
 Numbers = NDArray[np.float32]
 Moved = tuple[Tensor, Tensor, Tensor, Tensor]  # input, target, mask, priority
 
+BEND, TONE, SOFT = 0.022, 0.16, (0.4, 1.6)  # of a disguise: units of the side, of a logarithm, pixels
 NODES = 5  # the random warp is drawn on a grid of 5 x 5 nodes
 LEAST = 1e-3  # variance added on both sides of a transfer: where neither varies nothing is stretched
 COLORS = 512  # pixels that stand for a face's colours
@@ -225,6 +226,19 @@ def degrade(image: Image, seed: int) -> Image:
         _THREAD.spoil = _degradations()
     _THREAD.spoil.set_random_seed(seed)
     return np.asarray(_THREAD.spoil(image=image)["image"], np.uint8)
+
+
+def disguise(image: Image, seed: int) -> Image:
+    """A face (R, R, 3) that could be somebody else's at the same moment: smoothly bent, of another tone, less sharp."""
+    random, side = np.random.default_rng(seed), len(image)
+    nodes = random.normal(0, BEND * side, (2, NODES, NODES)).astype(np.float32)
+    x, y = (cv2.resize(part, (side, side), interpolation=cv2.INTER_CUBIC) for part in nodes)
+    column = np.arange(side, dtype=np.float32)
+    bent = cv2.remap(image, x + column, y + column[:, None], cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
+    tone = np.exp(random.normal(0, TONE, 3) + random.normal(0, TONE))
+    curves = 255 * np.linspace(0, 1, 256)[:, None] ** tone
+    softened = cv2.GaussianBlur(cv2.LUT(bent, np.round(curves).astype(np.uint8)[None]), (0, 0), random.uniform(*SOFT))
+    return np.asarray(softened, np.uint8)
 
 
 _THREAD = threading.local()  # albumentations keeps its random numbers in the object

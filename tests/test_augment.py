@@ -4,7 +4,19 @@ import pytest
 import torch
 
 from faceswap import augment
-from faceswap.augment import Moved, colors, degrade, draw, empty, move, move_together, occlude, to_float, transfer
+from faceswap.augment import (
+    Moved,
+    colors,
+    degrade,
+    disguise,
+    draw,
+    empty,
+    move,
+    move_together,
+    occlude,
+    to_float,
+    transfer,
+)
 from faceswap.config import DataRecipe
 
 STILL = DataRecipe(warp=0, rotation=0, scale=0, shift=0, flip=0, color=0, degrade=0)
@@ -196,3 +208,15 @@ def test_maps_of_colours_follow_each_other() -> None:
     one, two, color = random.random((3, 4)), random.random((3, 4)).astype(np.float32), random.random(3)
     expected = two @ [*(one @ [*color, 1]), 1]
     np.testing.assert_allclose(augment.after(two, one) @ [*color, 1], expected, rtol=1e-5)
+
+
+def test_a_disguise_bends_and_tints_but_keeps_the_place() -> None:
+    image = np.zeros((96, 96, 3), np.uint8)
+    cv2.circle(image, (48, 48), 20, (200, 150, 120), -1)
+    found = [disguise(image, seed) for seed in range(40)]
+    assert all(one.dtype == np.uint8 and one.shape == image.shape for one in found)
+    assert np.array_equal(found[3], disguise(image, 3)) and not np.array_equal(found[3], found[4])
+    centres = [np.argwhere(one[:, :, 0] > 60).mean(0) for one in found]
+    assert np.mean(centres, 0) == pytest.approx([48, 48], abs=1) and 0.5 < np.std(centres) < 4
+    tones = np.array([one[44:53, 44:53].mean((0, 1)) for one in found])
+    assert (tones.std(0) > 8).all() and np.abs(tones.mean(0) - [200, 150, 120]).max() < 15
