@@ -388,6 +388,34 @@ def evaluate(
     show(report, "\n\n".join([*tables, *report.notes, f"page: {report.page}"]), as_json)
 
 
+@main.command("run")
+@click.argument("job", type=FILE, metavar="JOB.toml")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@common
+def run_(job: Path, dry_run: bool, recipe: Recipe, device: str, as_json: bool) -> None:
+    """Do the steps of a job, a list of commands in a file; the same command again goes on where it was.
+
+    A folder of jobs is a queue, done in the order of their names. A step is skipped if it is finished and as it was and
+    what it made is there; else it is done, and all after it. --config, --set, --device, --seed, -v and -q go to every
+    step that does not say otherwise.
+
+    \b
+    Example: faceswap run job.toml
+    """
+    from faceswap import jobs
+
+    given = jobs.given(click.get_current_context())
+    reports = jobs.run(job, main, given, dry_run=dry_run, stdout=2 if as_json else None)
+    show(reports, jobs.text(reports), as_json)
+    if any(report.state == "interrupted" for report in reports):
+        raise Failure("interrupted; the same command goes on from there", INTERRUPTED)
+    bad = [report for report in reports if report.state == "failed"]
+    if bad:
+        of = f"{len(bad)} of {len(reports)} jobs failed, " if len(reports) > 1 else ""
+        names = ", ".join(str(report.job) for report in bad)
+        raise Failure(f"{of}{names}: mend what is said above; the same command goes on from there", 1)
+
+
 @main.group(cls=Commands)
 def actors() -> None:
     """Rendered people: clips and facesets of nobody, with their truth."""

@@ -18,7 +18,7 @@ from faceswap.errors import UsageError
 from faceswap.video import probe
 from faceswap.who import Who
 
-COMMANDS = ("extract", "pretrain", "finetune", "combine", "merge", "swap", "evaluate", "demo", "doctor")
+COMMANDS = ("extract", "pretrain", "finetune", "combine", "merge", "swap", "evaluate", "demo", "run", "doctor")
 GROUPS = {
     "actors": ("clip", "faces"),
     "faceset": ("info", "sort", "filter", "sheet", "copy", "pack", "unpack", "import"),
