@@ -44,6 +44,7 @@ class Plan:
     color: Numbers  # (B, 3, 4), from (r, g, b, 1) in [0, 1] to (r, g, b)
     occluded: NDArray[np.bool_]  # (B,)
     degraded: NDArray[np.bool_]  # (B,), the input only
+    disguised: NDArray[np.bool_]  # (B,), the input only
     other: NDArray[np.int64]  # (B,), number of the face that lends its texture or its colours
     seed: NDArray[np.int64]  # (B,), of what is drawn for a face alone
 
@@ -73,8 +74,9 @@ def draw(count: int, side: int, recipe: DataRecipe, seed: Sequence[int]) -> Plan
     color = np.concatenate([matrix, uniform(count, 3, 1, reach=reach / 2)], 2)
     occluded, degraded = random.random(count) < recipe.occlude, random.random(count) < recipe.degrade
     other, seeds = random.integers(count, size=count), random.integers(2**31, size=count)
+    disguised = random.random(count) < recipe.disguise
     place = np.concatenate([linear, offset[:, :, None]], 2)
-    return Plan(_single(place), _single(warp), _single(color), occluded, degraded, other, seeds)
+    return Plan(_single(place), _single(warp), _single(color), occluded, degraded, disguised, other, seeds)
 
 
 def _single(numbers: NDArray[Any]) -> Numbers:

@@ -29,7 +29,7 @@ MASK_FEATHER = 0.01  # units of the side: the network learns an edge that it can
 POSE_CELL = 10  # degrees, side of the cells of yaw and pitch
 MOST_REPEATS = 8  # a face comes at most so many times as often by pose as in a shuffle
 DEVICE_SHARE = 0.25  # of an accelerator's free memory may be taken by faces
-HIDDEN = 0.5  # of the faces that are drawn by person, do not show who they are
+SWAPPED = 0.5  # of the faces whose moment somebody else played too, are drawn from the other's
 WORKERS = min(4, os.cpu_count() or 1)  # threads that change faces; OpenCV lets them run side by side
 
 Rows = NDArray[np.int64]
@@ -327,8 +327,9 @@ class Loader:
         lent = np.flatnonzero(relit | plan.occluded)
         lenders = np.where(relit, share + plan.other % share, plan.other)[lent]
         others = dict(zip(lent.tolist(), zip(*self._take(rows, lenders), strict=True), strict=True))
-        seen, disguised = self._seen(rows, step)
-        swapped, disguised = (seen != rows)[self.mine], disguised[self.mine]
+        seen = self._seen(rows, step)
+        swapped = (seen != rows)[self.mine]
+        disguised = plan.disguised & ~swapped
         changed = relit | plan.occluded | plan.degraded | swapped | disguised
         read = np.flatnonzero(changed) if self.placed else np.arange(len(changed))
         images, masks = self._take(rows, self.mine[read])
@@ -366,19 +367,17 @@ class Loader:
             photo = torch.cat(halves).contiguous(memory_format=torch.channels_last)
         return Batch(input_, photo, target, mask, priority, self._send(self.person))
 
-    def _seen(self, rows: Rows, step: int) -> tuple[Rows, NDArray[np.bool_]]:
-        """The faces to be shown where `rows` are to be drawn, and which of them disguised: of the whole batch.
+    def _seen(self, rows: Rows, step: int) -> Rows:
+        """The faces to be shown where `rows` of the whole batch are to be drawn.
 
-        By person, half of the time it is another's of the same moment: a true swap. Who is alone with their moment,
-        as everybody in real footage, is disguised instead.
+        By person, half of the time it is another's of the same moment, if there is one: a true swap.
         """
         if self.recipe.sampling != "person":
-            return rows, np.zeros(len(rows), np.bool_)
+            return rows
         which, whether = np.random.default_rng([self.seed, step, 1]).random((2, len(rows)))
         parts = (np.split(array, len(self.people)) for array in (rows, which))
         others = np.concatenate([double(*part) for double, *part in zip(self.doubles, *parts, strict=True)])
-        hidden = whether < HIDDEN
-        return np.where(hidden, others, rows), hidden & (others == rows)
+        return np.where(whether < SWAPPED, others, rows)
 
     def _take(self, rows: Rows, numbers: Rows) -> tuple[augment.Image, augment.Image]:
         """Images and masks of some faces of the whole batch, whose `rows` are known."""

@@ -129,7 +129,7 @@ def test_the_seed_decides_everything_and_one_probability_nothing_else() -> None:
     plan, same, other = (draw(64, SIDE, FULL, [1, seed]) for seed in (3, 3, 4))
     for name, value in vars(plan).items():
         assert np.array_equal(value, getattr(same, name))
-        assert name == "occluded" or not np.array_equal(value, getattr(other, name))
+        assert name in ("occluded", "disguised") or not np.array_equal(value, getattr(other, name))
     more = draw(64, SIDE, FULL.model_copy(update={"occlude": 0.5, "degrade": 0.5, "warp": 0.0}), [1, 3])
     assert more.occluded.any() and np.array_equal(more.place, plan.place) and np.array_equal(more.color, plan.color)
     assert np.array_equal(plan[[5, 2]].place, plan.place[[5, 2]])

@@ -38,7 +38,7 @@ FFHQ is published under CC BY-NC-SA 4.0, and not for face recognition: a base ma
     change = {
         "extract": {"size": crop, "format": "jpg"},
         "model": {"resolution": resolution},
-        "data": {"warp": 0.01, "sampling": "person", "memory_gb": memory_gb},
+        "data": {"warp": 0.01, "disguise": 0.8, "sampling": "person", "memory_gb": memory_gb},
         "train": {"images": 6_300_000, "warmup": 16_000, "ema": 0.9999, "preview_images": 63_000, "log_images": 3_200},
     }
     return about, change
@@ -66,7 +66,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "pretrain_96": (
         "A base of many people at 96 px, for swap_96 to start from.",
-        {"data": {"warp": 0.01, "sampling": "person"}, "train": {"ema": 0.9995}},
+        {"data": {"warp": 0.01, "disguise": 0.8, "sampling": "person"}, "train": {"ema": 0.9995}},
     ),
     "pretrain_ffhq_128": ffhq(
         128,
