@@ -1,7 +1,8 @@
 """Paste a face into its frame through its mask.
 
 Convention: a blend takes `frame` (h, w, 3) and `face` (h, w, 3), float32 RGB in [0, 1], and `mask` (h, w) float32 in
-[0, 1], all on the part of the frame that the face covers. Where the mask is 0 the frame stays as it is.
+[0, 1], all on the part of the frame that the mask covers, with a little around it. Where the mask is 0 the frame stays
+as it is.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,20 @@ Image = NDArray[np.float32]
 Blend = Callable[[Image, Image, Image], Image]
 
 FADE = 4.0  # deviations of the soft edge over which a mask that reaches the border fades out
+LEAVING = 0.08  # of the crop's side: over this a face that leaves the frame fades out before the frame's border
+GRID = 32  # px: the part of a frame that is worked on begins at multiples of it, so that pyramids do not shift in time
+COARSE = 24  # the laplacian's coarsest pixels: so many make the side of a square as large as the mask
+# Of poisson's solver: V-cycles, sweeps before and after each coarser grid, sweeps on the coarsest, its side, the pace.
+CYCLES, SWEEPS, FIRST_SWEEPS, SMALLEST, DAMPED = 1, 2, 40, 6, np.float32(0.8)
+CROSS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4  # the mean of the four neighbours
+
+
+# ---------------------------------------------------------------- blends
+
+
+def alpha(frame: Image, face: Image, mask: Image) -> Image:
+    """A cross-fade through the mask as it is drawn: nothing softens it, see `through`."""
+    return feather(frame, face, mask)
 
 
 def feather(frame: Image, face: Image, mask: Image) -> Image:
@@ -26,7 +41,124 @@ def feather(frame: Image, face: Image, mask: Image) -> Image:
     return frame + (face - frame) * mask[..., None]
 
 
-TABLE: dict[str, Blend] = {"feather": feather}
+def laplacian(frame: Image, face: Image, mask: Image) -> Image:
+    """Each band of frequencies through a mask as soft as the band is coarse (Burt and Adelson, "A multiresolution
+    spline with application to image mosaics", 1983): light fades over a wide seam, texture over a narrow one.
+
+    The pyramid is that of the difference, as blending is linear. The mask of each coarser band is shrunk a little,
+    where the original's reaches over the edge: nothing beyond the mask may change, and hardly anything is cut off
+    there. The number of levels goes with the size of the face, the last one coming in by degrees: none pops up as a
+    face comes near.
+    """
+    wanted = np.log2(max(1.0, float(np.sqrt(mask.sum())) / COARSE))
+    levels = min(int(np.ceil(wanted)), int(np.log2(min(mask.shape))) - 1)
+    rest: Image = face - frame
+    stack: list[tuple[Image, Image, Image]] = []  # the finer first: what a level shows, what of it is coarser, its mask
+    for _ in range(levels):
+        small = _down(rest)
+        stack.append((rest, _up(small, rest), mask))
+        rest, mask = small, _down(np.asarray(cv2.erode(mask, np.ones((3, 3), np.uint8)), np.float32))
+    mixed = rest * mask[..., None]
+    share = np.float32(min(1.0, wanted - levels + 1))  # of the coarsest
+    for shown, coarser, own in stack[::-1]:
+        below = _up(mixed, shown)
+        mixed = (shown - coarser * share) * own[..., None] + below * share
+        share = np.float32(1)
+    return frame + mixed
+
+
+def _down(image: Image) -> Image:
+    return np.asarray(cv2.pyrDown(image), np.float32)
+
+
+def _up(image: Image, like: Image) -> Image:
+    return np.asarray(cv2.pyrUp(image, dstsize=like.shape[1::-1]), np.float32)
+
+
+def poisson(frame: Image, face: Image, mask: Image) -> Image:
+    """The face's gradients, the frame's colours at the edge (Pérez et al., "Poisson image editing", 2003).
+
+    The edge is where the mask is half of what it is at most. What is taken off the face is the membrane that is
+    stretched over the difference along the edge: the only part of the equation that must be solved, and a smooth one.
+    A part of the frame's border that lies under the mask is left free. The result is cross-faded through the mask. In a
+    video the light of a whole face hangs on its edge and may flicker with it.
+    """
+    inside = mask > mask.max() / 2
+    apart = face - frame
+    if inside.all():
+        return feather(frame, face, mask)
+    return frame + (apart - membrane(apart, inside)) * mask[..., None]
+
+
+def membrane(values: Image, inside: NDArray[np.bool_]) -> Image:
+    """`values` (h, w, 3), replaced where `inside` (h, w) by what solves the equation of Laplace there.
+
+    What lies around is kept and holds the edge; the edge of the image itself is free. By full multigrid: a guess from
+    the coarser grid, then `CYCLES` V-cycles (Briggs, Henson and McCormick, "A multigrid tutorial", 2000).
+    """
+    return _solved(values, np.repeat(inside[..., None].astype(np.float32), 3, 2))
+
+
+def _solved(values: Image, unknown: Image) -> Image:
+    """`values`, solved where `unknown` (h, w, 3) is 1 and as they are where it is 0."""
+    if min(unknown.shape[:2]) < SMALLEST:
+        known = 1 - unknown
+        guess = (values * known).sum((0, 1), np.float32) / np.maximum(known.sum((0, 1), np.float32), 1)
+        return _relaxed(values * known + guess * unknown, None, unknown, FIRST_SWEEPS)
+    known = 1 - unknown
+    share = _half(known)
+    coarse = np.asarray(_half(values * known) / np.maximum(share, 1e-6), np.float32)
+    filled = values * known + _double(_solved(coarse, (share < 1e-6).astype(np.float32)), unknown) * unknown
+    for _ in range(CYCLES):
+        filled = _cycle(filled, None, unknown)
+    return filled
+
+
+def _cycle(values: Image, wanted: Image | None, unknown: Image) -> Image:
+    """One V-cycle towards values - mean of four neighbours = wanted (None: 0), where `unknown` is 1."""
+    if min(unknown.shape[:2]) < SMALLEST:
+        return _relaxed(values, wanted, unknown, FIRST_SWEEPS)
+    values = _relaxed(values, wanted, unknown, SWEEPS)
+    below = (_half(unknown) > 0.5).astype(np.float32)
+    if below.all():  # nothing would hold the coarser grid
+        return values
+    # On a grid twice as wide the same curvature makes four times the difference to the neighbours.
+    fix = _cycle(np.zeros_like(below), 4 * _half(_left(values, wanted) * unknown), below)
+    return _relaxed(values + _double(fix, unknown) * unknown, wanted, unknown, SWEEPS)
+
+
+def _relaxed(values: Image, wanted: Image | None, unknown: Image, sweeps: int) -> Image:
+    """`sweeps` steps of Jacobi's method, damped so that what is rough goes first."""
+    pace = DAMPED * unknown
+    for _ in range(sweeps):
+        step = _left(values, wanted)
+        step *= pace
+        step += values
+        values = step
+    return values
+
+
+def _left(values: Image, wanted: Image | None) -> Image:
+    """What is still wrong."""
+    left = np.asarray(cv2.filter2D(values, -1, CROSS, borderType=cv2.BORDER_REPLICATE), np.float32)
+    left -= values
+    if wanted is not None:
+        left += wanted
+    return left
+
+
+def _half(values: Image) -> Image:
+    height, width = values.shape[:2]
+    return np.asarray(
+        cv2.resize(values, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA), np.float32
+    )
+
+
+def _double(values: Image, like: Image) -> Image:
+    return np.asarray(cv2.resize(values, like.shape[1::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+TABLE: dict[str, Blend] = {"alpha": alpha, "feather": feather, "laplacian": laplacian, "poisson": poisson}
 
 
 def get(name: str) -> Blend:
@@ -36,44 +168,102 @@ def get(name: str) -> Blend:
     return TABLE[name]
 
 
+# ---------------------------------------------------------------- masks
+
+
+def through(name: str, mask: Image, erode: float, feather: float) -> Image:
+    """The mask through which the blend `name` lays in a face with the mask (S, S) drawn; see `soften`."""
+    return soften(mask, erode, 0.0 if get(name) is alpha else feather)
+
+
 def soften(mask: Image, erode: float, feather: float) -> Image:
     """A crop's mask (S, S), shrunk by `erode` and softened by `feather`, both in units of the crop's side.
 
-    It ends inside the crop: the crop's border never shows in the frame.
+    A negative `erode` lets it grow. It ends inside the crop: the crop's border never shows in the frame.
     """
     size, mask = len(mask), mask.copy()
     # The softening reaches outward as far as inward: shrink first by what it will reach.
     shrink = round((erode + feather) * size)
     if shrink:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * shrink + 1, 2 * shrink + 1))
-        mask[:] = cv2.erode(mask, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
+        reach = 2 * abs(shrink) + 1
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
+        change = cv2.erode if shrink > 0 else cv2.dilate
+        mask[:] = change(mask, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
     if feather > 0:
         mask[:] = cv2.GaussianBlur(mask, (0, 0), feather * size, borderType=cv2.BORDER_CONSTANT)
     inside = np.minimum(np.arange(size), np.arange(size)[::-1])
-    fade = np.clip(inside / max(1.0, FADE * feather * size), 0, 1)
-    fade = fade**2 * (3 - 2 * fade)
+    fade = _step(inside / max(1.0, FADE * feather * size))
     soft = np.asarray(mask * np.minimum.outer(fade, fade), np.float32)
     soft[soft < 1 / 255] = 0
     return soft
 
 
-def paste(image: NDArray[Any], face: Image, mask: Image, matrix: align.Matrix, blend: Blend) -> NDArray[Any]:
-    """A copy of the frame `image` (H, W, 3) uint8 RGB with the crop `face` (S, S, 3) laid in through `mask` (S, S).
+def leaving(mask: Image, matrix: align.Matrix, shape: tuple[int, ...]) -> Image:
+    """A crop's mask (S, S), faded to 0 towards each border of a frame (h, w, ...) over which it reaches.
 
-    Only the part that the crop covers is touched; pixels under mask 0 keep their value bit for bit. `image` itself
-    comes back if the mask shows nothing inside the frame.
+    What is drawn there was guessed from a border that was repeated. The fade is as wide as what lies outside, up to
+    `LEAVING`: it comes in by degrees as a face leaves, and a face wholly inside stays as it is.
     """
-    where = align.region(matrix, len(face), image.shape)
+    size, back = len(mask), align.invert(matrix)
+    last = np.array([shape[1], shape[0]], np.float64) - 1
+    corners = align.apply(back, np.array([[0, 0], [size - 1, 0], [0, size - 1], [size - 1, size - 1]]))
+    if (corners >= 0).all() and (corners <= last).all():
+        return mask
+    steps, scale, shown = np.arange(size), align.scale_of(matrix), mask > 0
+    for axis in (0, 1):
+        along = np.add.outer(back[axis, 1] * steps, back[axis, 0] * steps + back[axis, 2])  # where each pixel lies
+        for inwards in (along, last[axis] - along):
+            inwards = (inwards * scale).astype(np.float32)  # px of the crop from this border
+            outside = -float(inwards.min(where=shown, initial=0.0))
+            if outside > 0:
+                mask = mask * _step(inwards / min(outside, LEAVING * size))
+    return mask
+
+
+def _step(values: NDArray[Any]) -> NDArray[Any]:
+    """0 below 0, 1 above 1, a smooth step between."""
+    values = np.clip(values, 0, 1)
+    return np.asarray(values * values * (3 - 2 * values))
+
+
+# ---------------------------------------------------------------- into the frame
+
+
+def paste(image: NDArray[Any], face: Image, mask: Image, matrix: align.Matrix, blend: Blend) -> NDArray[Any]:
+    """A copy of the frame `image` (H, W, 3) uint8 or uint16 RGB with the crop `face` (S, S, 3) laid in through `mask`
+    (S, S).
+
+    Only the part that the mask covers is touched; pixels under mask 0 keep their value bit for bit, and no pixel goes
+    through fewer bits than it has. `image` itself comes back if the mask shows nothing inside the frame.
+    """
+    mask = leaving(mask, matrix, image.shape)
+    where = _covered(mask, matrix, image.shape)
     if where is None:
         return image
     x0, y0, x1, y1 = where
     part = image[y0:y1, x0:x1]
     spread = np.clip(align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT), 0, 1).astype(np.float32)
-    if not spread.any():
+    shown = spread > 0
+    if not shown.any():
         return image
+    white = np.float32(np.iinfo(image.dtype).max)
     drawn = np.clip(align.uncrop(face, matrix, where), 0, 1)  # cubic weights overshoot
-    mixed = blend(part.astype(np.float32) / np.float32(255), drawn, spread)
+    mixed = blend(part.astype(np.float32) * (1 / white), drawn, spread)
+    pixels = (np.clip(mixed, 0, 1) * white + np.float32(0.5)).astype(image.dtype)
     result = image.copy()
-    pixels = np.clip(np.round(mixed * 255), 0, 255).astype(image.dtype)
-    result[y0:y1, x0:x1] = np.where(spread[..., None] > 0, pixels, part)
+    result[y0:y1, x0:x1] = cv2.copyTo(pixels, shown.view(np.uint8), part.copy())
     return result
+
+
+def _covered(mask: Image, matrix: align.Matrix, shape: tuple[int, ...]) -> align.Region | None:
+    """The part of a frame that a crop's mask covers, widened to multiples of `GRID`; None if it is empty."""
+    x, y, width, height = cv2.boundingRect((mask > 0).astype(np.uint8))
+    if not width:
+        return None
+    left, top, right, bottom = x - 2, y - 2, x + width + 1, y + height + 1  # interpolation reaches two pixels further
+    corners = np.array([[left, top], [right, top], [left, bottom], [right, bottom]], np.float64)
+    spread = align.apply(align.invert(matrix), corners)
+    limit = [shape[1], shape[0]]
+    x0, y0 = np.clip((np.floor(spread.min(0)) // GRID * GRID).astype(int), 0, limit)
+    x1, y1 = np.clip((np.ceil(spread.max(0)) // GRID * GRID).astype(int) + GRID, 0, limit)
+    return (int(x0), int(y0), int(x1), int(y1)) if x1 > x0 and y1 > y0 else None

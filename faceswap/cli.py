@@ -19,6 +19,7 @@ from faceswap.options import (
     Finite,
     budget,
     common,
+    marking,
     overwrite,
     show,
     strategy,
@@ -216,6 +217,7 @@ def combine(
 @click.option("-o", "out", required=True, type=FILE, metavar="OUT.mp4", help="Video to make.")
 @whose
 @strength
+@marking
 @overwrite
 @common
 def merge(
@@ -226,6 +228,7 @@ def merge(
     faces: Path | None,
     out: Path,
     who: Any,
+    marks: Any,
     overwrite: bool,
     recipe: Recipe,
     device: str,
@@ -246,14 +249,14 @@ def merge(
     files.refuse_same(out, [video])
     files.refuse_existing(out, overwrite)
     probe(video)
-    place = resolve(device)
+    place, marked = resolve(device), marks(out)
     swapper = swap.Swapper(model, recipe.merge, place, base=base, strength=strength)
     if faces:
         found = swap.recalling(faces, video)
     else:
         every_frame = recipe.extract.model_copy(update={"every": 1})
         found = swap.detecting(video, every_frame, str(place), who)
-    report = swap.swap_video(video, out, swapper, found, overwrite=overwrite)
+    report = swap.swap_video(video, out, swapper, found, overwrite=overwrite, marks=marked)
     show(report, merge_text(report), as_json)
 
 
@@ -279,6 +282,7 @@ def merge(
 @click.option(
     "--source-track", multiple=True, type=click.IntRange(0), metavar="N", help="Only this track of SOURCE_VIDEO."
 )
+@marking
 @common
 @strategy
 @budget
@@ -287,6 +291,7 @@ def swap_(
     target: Path,
     out: Path,
     who: Any,
+    marks: Any,
     source_reference: tuple[Path, ...],
     source_track: tuple[int, ...],
     work: Path | None,
@@ -309,12 +314,34 @@ def swap_(
     people = {} if who is None else {"target": who}
     if source_reference or source_track:
         people["source"] = Who(source_reference, source_track)
-    report = swap_pair(source, target, out, recipe, device=device, work=work, overwrite=overwrite, who=people)
+    report = swap_pair(
+        source, target, out, recipe, device=device, work=work, overwrite=overwrite, who=people, marks=marks(out)
+    )
     text = training_text(report.training)
     if report.merge is None:
         show(report, text, as_json)
         raise Failure(f"training interrupted; the same command goes on from {report.work}", INTERRUPTED)
     show(report, f"{text}\n{merge_text(report.merge)}", as_json)
+
+
+@main.command("verify")
+@click.argument("file", type=FILE, metavar="FILE")
+@click.option("--trust", type=FILE, metavar="CERTS.pem", help="Certificates of whom you trust as signer.")
+@common
+def verify_marks(file: Path, trust: Path | None, recipe: Recipe, device: str, as_json: bool) -> None:
+    """Say how a video or an image is marked, and whether it was changed since it was signed.
+
+    Exit status: 0 marks, and what is signed is intact; 1 changed since it was signed; 3 no marks, or their signature
+    was removed. Absence proves nothing, and tags without a signature prove little.
+
+    \b
+    Example: faceswap verify swapped.mp4
+    """
+    from faceswap import provenance
+
+    verdict = provenance.verify(file, trust)
+    show(verdict, provenance.text(verdict), as_json)
+    click.get_current_context().exit(verdict.status)
 
 
 @main.command()

@@ -142,9 +142,9 @@ class MergeRecipe(Section):
     """How swapped faces enter the footage."""
 
     max_faces: int = Field(0, ge=0)  # per frame, the largest first; 0: all
-    color: str = "mkl"  # colour transfer: none, reinhard, mkl
-    blend: str = "feather"  # how the face is laid in
-    erode: float = Field(0.0, ge=0, le=0.2)  # the mask shrinks by so much, in units of the crop's side
+    color: str = "mkl"  # colour transfer: none, reinhard, lct, mkl, idt, sliced-ot, mix, histogram
+    blend: str = "laplacian"  # how the face is laid in: alpha, feather, laplacian, poisson
+    erode: float = Field(0.0, ge=-0.2, le=0.2)  # the mask shrinks by so much (< 0: grows), in units of the crop's side
     feather: float = Field(0.02, ge=0, le=0.2)  # standard deviation of its soft edge, in units of the crop's side
     batch: int = Field(8, ge=1)  # frames drawn side by side
     crf: int = Field(17, ge=0, le=51)  # H.264 quality; lower is better, 0 is lossless

@@ -121,7 +121,7 @@ def agreement(
 def laid_in(points: NDArray[Any], recipe: MergeRecipe) -> NDArray[np.float32]:
     """The mask (SIZE, SIZE) float32 in [0, 1] through which a face with `points` in crop pixels, landmarks (152, 2) or
     (5, 2), is laid in, as far as they bound it: the network's own mask may be smaller."""
-    return blend.soften(face_mask(points, SIZE), recipe.erode, recipe.feather)
+    return blend.through(recipe.blend, face_mask(points, SIZE), recipe.erode, recipe.feather)
 
 
 def sharpness(ours: metrics.Images, masks: NDArray[Any], reference: metrics.Images, their: NDArray[Any]) -> float:

@@ -29,12 +29,12 @@ def weight_folders() -> list[Path]:
 
     What is pulled goes to the first of them. Nobody says that they exist.
     """
-    named, home = os.environ.get("FACESWAP_PRETRAINED"), _user_data()
+    named, home = os.environ.get("FACESWAP_PRETRAINED"), user_data()
     mine = [Path(named)] if named else []
     return [*mine, *([home / "faceswap"] if home else []), shipped("pretrained")]
 
 
-def _user_data() -> Path | None:
+def user_data() -> Path | None:
     """Where programs keep a user's data on this system; None for a user without a home, as in some containers."""
     name = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_DATA_HOME")
     given = Path(os.environ.get(name, ""))

@@ -208,6 +208,39 @@ def strength(command: F) -> F:
     return wrapped(command, run, options)
 
 
+def marking(command: F) -> F:
+    """--no-provenance, --c2pa-cert and --c2pa-key; the command receives `marks`, a function from output to `Marker`."""
+
+    def run(no_provenance: bool, c2pa_cert: Path | None, c2pa_key: Path | None, **rest: Any) -> Any:
+        if (c2pa_cert is None) != (c2pa_key is None):
+            raise click.UsageError("--c2pa-cert and --c2pa-key belong together")
+        if no_provenance and c2pa_cert is not None:
+            raise click.UsageError("--no-provenance leaves out what --c2pa-cert signs; give one of them")
+
+        def marks(out: Path) -> Any:
+            from faceswap.provenance import marker
+
+            return marker(out, on=not no_provenance, cert=c2pa_cert, key=c2pa_key)
+
+        return command(marks=marks, **rest)
+
+    options = [
+        click.option(
+            "--no-provenance",
+            is_flag=True,
+            help="For research: neither tags nor a signature say that the video was swapped. You have to say so.",
+        ),
+        click.option(
+            "--c2pa-cert",
+            type=FILE,
+            metavar="CHAIN.pem",
+            help="Certificate to sign with.  [default: self-signed, made on first use]",
+        ),
+        click.option("--c2pa-key", type=FILE, metavar="KEY.pem", help="Its private key, without a password."),
+    ]
+    return wrapped(command, run, options)
+
+
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from faceswap import blend, checkpoint, color, console, devices, extract, files, pretrained, steering, swap, train
 from faceswap.config import Recipe
 from faceswap.errors import CheckpointError, UsageError
+from faceswap.provenance import Marker
 from faceswap.video import check_name, probe
 from faceswap.who import LARGEST, Finder, Who
 
@@ -36,6 +37,7 @@ def swap_pair(
     work: Path | None = None,  # default: beside `out`
     overwrite: bool = False,  # of `out`; the work folder is always gone on from
     who: Mapping[str, Who] | None = None,  # whose faces of "source" and "target"; default: who fills most of each
+    marks: Marker | None = None,  # default: `provenance.marker(out)`
 ) -> Report:
     """Swap one person of `source` onto one person of `target`."""
     check_name(out)
@@ -67,7 +69,7 @@ def swap_pair(
         return Report(work, extraction, training, None)
     swapper = swap.Swapper(run, recipe.merge, place)
     found = swap.recalling(facesets["target"], target)
-    merged = swap.swap_video(target, out, swapper, found, overwrite=overwrite)
+    merged = swap.swap_video(target, out, swapper, found, overwrite=overwrite, marks=marks)
     return Report(work, extraction, training, merged)
 
 

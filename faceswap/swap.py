@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceswap import align, blend, checkpoint, color, console, provenance
+from faceswap import align, blend, checkpoint, color, console
 from faceswap.config import ExtractRecipe, MergeRecipe
 from faceswap.detectors import Face
 from faceswap.errors import CheckpointError, FacesetError
 from faceswap.faceset import Entry, Faceset, read_mask
 from faceswap.masks import face_mask
 from faceswap.models import ANYONE, FaceModel
+from faceswap.provenance import Marker, marker
 from faceswap.video import Frame, VideoWriter, frame_count, read_frames
 from faceswap.who import Finder, Who
 
@@ -183,12 +185,14 @@ def swap_video(
     found: FoundFaces,
     *,
     overwrite: bool = False,
+    marks: Marker | None = None,  # default: `provenance.marker(out)`
 ) -> Report:
     """Swap the faces in `video` into the new video `out`: same frames, times and sound, marked as swapped."""
     started = time.monotonic()
     frames = swapped = faces = 0
-    total, tags = frame_count(video), provenance.tags(swapper.name)
-    with VideoWriter(out, video, crf=swapper.recipe.crf, overwrite=overwrite, metadata=tags) as writer:
+    total, marks = frame_count(video), marks or marker(out)
+    tags, sign = marks.tags(swapper.name), partial(marks.sign, out=out, footage=video, model=swapper.name)
+    with VideoWriter(out, video, crf=swapper.recipe.crf, overwrite=overwrite, metadata=tags, finish=sign) as writer:
         done = console.track(
             swapper((frame, found.get(frame.index, [])) for frame in read_frames(video)),
             f"merging {video.name}",

@@ -12,7 +12,7 @@ range that the file names. A file that names none is taken as players take it: B
 import errno
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -203,6 +203,13 @@ def frame_count(path: Path) -> int | None:
     container, stream = _open(path)
     with container:
         return _expected(container, stream)
+
+
+def file_tags(path: Path) -> dict[str, str]:
+    """The tags of a video file. `MediaError`: see `probe`."""
+    container, _ = _open(path)
+    with container:
+        return dict(container.metadata)
 
 
 def read_frames(path: Path, *, every: int = 1) -> Iterator[Frame]:
@@ -636,6 +643,7 @@ class VideoWriter:
         preset: str = "medium",  # x264: ultrafast ... veryslow; slower makes smaller files
         overwrite: bool = False,
         metadata: Mapping[str, str] | None = None,  # tags of the file; before those of `like`
+        finish: Callable[[Path], None] | None = None,  # may change the whole file before it takes its name
     ) -> None:
         """`UsageError`: unknown suffix, images as `like`; `OutputExistsError`; `MediaError`: see `probe`."""
         check_name(path)
@@ -648,7 +656,7 @@ class VideoWriter:
         self.written = 0  # frames
         self.pixel_format = _encodable(self.info)
         self._options = {"crf": str(crf), "preset": preset}
-        self._overwrite, self._metadata = overwrite, dict(metadata or {})
+        self._overwrite, self._metadata, self._finish = overwrite, dict(metadata or {}), finish
         self._ticks = _Ticks(path.name, step=1)
         self._stack = ExitStack()
         if self.info.interlaced:
@@ -656,7 +664,7 @@ class VideoWriter:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack, _explained(self.path):
-            partial = stack.enter_context(whole_file(self.path, overwrite=self._overwrite))
+            partial = self._partial = stack.enter_context(whole_file(self.path, overwrite=self._overwrite))
             source, stream = _open(self.like)
             stack.enter_context(source)
             self._origin = _origin(source)
@@ -762,6 +770,8 @@ class VideoWriter:
         self._mux(None)
         self._sound.copy_until(None)
         self._output.close()
+        if self._finish is not None:
+            self._finish(self._partial)
 
 
 @contextmanager

@@ -18,7 +18,19 @@ from faceswap.errors import UsageError
 from faceswap.video import probe
 from faceswap.who import Who
 
-COMMANDS = ("extract", "pretrain", "finetune", "combine", "merge", "swap", "evaluate", "demo", "run", "doctor")
+COMMANDS = (
+    "extract",
+    "pretrain",
+    "finetune",
+    "combine",
+    "merge",
+    "swap",
+    "evaluate",
+    "verify",
+    "demo",
+    "run",
+    "doctor",
+)
 GROUPS = {
     "actors": ("clip", "faces"),
     "faceset": ("info", "sort", "filter", "sheet", "copy", "pack", "unpack", "import"),
@@ -94,8 +106,11 @@ def test_pretrain_finetune_merge(clips: dict[str, Path], facesets: dict[str, Pat
     assert "the base, on faces of strangers:" in result.stdout and "weights moved by" in result.stdout
     result = faceswap("merge", clips["target"], "--model", pair, "-o", out, *TINY)
     assert "a face replaced in 14 (87.5 %)" in result.stdout and probe(out).frames == 16
-    faces = ("--faces", facesets["target"])
-    faceswap("merge", clips["target"], "--model", pair / "best.safetensors", *faces, "-o", tmp_path / "two.mp4")
+    assert "real footage with parts made by a trained model" in faceswap("verify", out).stdout
+    more = ("--faces", facesets["target"], "--no-provenance")
+    result = faceswap("merge", clips["target"], "--model", pair / "best.safetensors", *more, "-o", tmp_path / "two.mp4")
+    assert "nothing in the file will say that it was swapped" in result.stderr
+    assert faceswap("verify", tmp_path / "two.mp4", ok=False).exit_code == 3
 
 
 def test_adapters(clips: dict[str, Path], facesets: dict[str, Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from faceswap import align, checkpoint, extract, pair, swap, train
+from faceswap import align, checkpoint, extract, pair, provenance, signing, swap, train
 from faceswap.checkpoint import State
 from faceswap.config import ExtractRecipe, MergeRecipe, Recipe, check
 from faceswap.detectors import Face
@@ -133,6 +133,10 @@ def test_the_result_says_that_it_was_swapped(model: Path, clips: dict[str, Path]
     with av.open(tmp_path / "out.mp4") as container:
         assert "swapped with faceswap" in container.metadata["comment"]
         assert container.metadata["digitalsourcetype"].endswith("compositeWithTrainedAlgorithmicMedia")
+    assert provenance.verify(tmp_path / "out.mp4").found == ("signed" if signing.available() else "tagged")
+    bare = provenance.Marker(False, None)
+    swap.swap_video(clips["target"], tmp_path / "bare.mp4", swapper(model), find, marks=bare)
+    assert provenance.verify(tmp_path / "bare.mp4").found == "nothing"
 
 
 def test_deleted_faces_are_not_swapped(
