@@ -12,6 +12,7 @@ range that the file names. A file that names none is taken as players take it: B
 import errno
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ MATRICES = {
 SCALING = (  # swscale's fast paths darken each trip to RGB and back by a level and repeat chroma samples
     Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
+DEEP = "gbrp16le"  # 16 bits of RGB; swscale gets green wrong where it makes rgb48 of 4:2:0 (FFmpeg 8)
 PART_MARGIN, PART_STEP = 8, 16  # px that chroma needs around a part of a frame; where a part may begin
 SOUND_RATE = 44_100  # samples/s of the sound that `write_video` makes
 USUAL_RATE = Fraction(25)  # frames/s of a file that names none, as FFmpeg takes it
@@ -144,9 +146,14 @@ class Frame:
         assert self.native is not None
         return self.native.height, self.native.width
 
-    def part(self, x0: int, y0: int, x1: int, y1: int) -> Image:
-        """`image[y0:y1, x0:x1]`, without making the rest of it; the rectangle lies inside the frame."""
-        if self.native is None or self._image is not None:
+    def part(self, x0: int, y0: int, x1: int, y1: int, *, deep: bool = False) -> Image:
+        """`image[y0:y1, x0:x1]`, without making the rest of it; the rectangle lies inside the frame.
+
+        deep: YUV in planes of more than 8 bits is given as uint16, 65535 for white, and not in 8 bits.
+        """
+        native = self.native
+        deep = deep and native is not None and _bits(native.format) > 8 and _in_planes(native.format)
+        if self.native is None or (self._image is not None and not deep):
             return self.image[y0:y1, x0:x1]
         left, top = (max(0, first - PART_MARGIN) // PART_STEP * PART_STEP for first in (x0, y0))
         high, wide = self.shape
@@ -154,8 +161,33 @@ class Frame:
         right, bottom = min(right, wide), min(bottom, high)
         cut = _graph(self.native, f"crop={right - left}:{bottom - top}:{left}:{top}:exact=1")
         cut.vpush(self.native)
-        around = _rgb_from(cut.vpull(), _conversion(_colors(self.native), wide, high))
+        around = _rgb_from(cut.vpull(), _conversion(_colors(self.native), wide, high), deep)
         return around[y0 - top : y1 - top, x0 - left : x1 - left]
+
+    def with_part(self, x0: int, y0: int, part: Image, shown: NDArray[np.bool_]) -> "Frame":
+        """The same moment with other pixels at a place: `part` (h, w, 3) RGB where `shown` (h, w) is true.
+
+        Samples of a video that are not shown stay as they were decoded; only where the chroma is coarser it changes for
+        whole cells. `part` is of the kind that `part(..., deep=True)` gives; x0 and y0 are even. What does not lie in
+        planes, as RGB, goes through 8 bits of RGB as a whole.
+        """
+        high, wide = part.shape[:2]
+        if self.native is None or not _in_planes(self.native.format):
+            image = self.image.copy()
+            place = image[y0 : y0 + high, x0 : x0 + wide]
+            place[shown] = part[shown]
+            return self.with_image(image)
+        native = _copy(self.native)
+        name, colors = native.format.name, _colors(native)
+        fresh = _yuv_from(part, name, colors, _conversion(colors, native.width, native.height))
+        for i, (ours, theirs) in enumerate(zip(planes(native), planes(fresh), strict=True)):
+            if i < 3:  # the fourth is transparency
+                across, down = -(-native.width // ours.shape[1]), -(-native.height // ours.shape[0])
+                left, top = x0 // across, y0 // down
+                place = ours[top : top + theirs.shape[0], left : left + theirs.shape[1]]
+                where = shown if across == down == 1 else _any(shown, across, down)
+                place[where] = theirs[where]
+        return Frame(self.index, self.time, self.source, native=native)
 
     def with_image(self, image: Image) -> "Frame":
         """The same moment with other pixels: (H, W, 3) RGB uint8."""
@@ -518,27 +550,44 @@ def _conversion(colors: Colors, width: int, height: int) -> tuple[Colorspace, in
     return MATRICES.get(colors.matrix, usual), FULL if colors.range == FULL else LIMITED
 
 
-def _rgb_from(frame: av.VideoFrame, conversion: tuple[Colorspace, int] | None = None) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB, read-only; a part of a frame needs the whole one's `_conversion`."""
+def _rgb_from(frame: av.VideoFrame, conversion: tuple[Colorspace, int] | None = None, deep: bool = False) -> Image:
+    """(H, W, 3) RGB, read-only, uint8 or, if deep, uint16; a part of a frame needs the whole one's `_conversion`."""
     matrix, spread = conversion or _conversion(_colors(frame), frame.width, frame.height)
     rgb = frame.reformat(
-        format="rgb24",
+        format=DEEP if deep else "rgb24",
         src_colorspace=matrix,
         src_color_range=FULL if _is_rgb(frame.format) else spread,
         dst_color_range=FULL,
         interpolation=SCALING,
         threads=1,  # starting more costs more than they gain
     )
-    image = np.asarray(rgb.to_ndarray(), np.uint8)
+    image: Image = rgb.to_ndarray()  # type: ignore[assignment]
+    if deep:  # swscale's white is 65280
+        image = np.minimum(image.astype(np.uint32) * 257 >> 8, 65535).astype(np.uint16)
     image.flags.writeable = False
     return image
 
 
-def _fitted(frame: av.VideoFrame, pixel_format: str, colors: Colors) -> av.VideoFrame:
-    """`frame` in another pixel format, with matrix and range of `colors`; itself if it has that format."""
+def _yuv_from(image: Image, pixel_format: str, colors: Colors, conversion: tuple[Colorspace, int]) -> av.VideoFrame:
+    """A picture (H, W, 3) RGB, uint8 or uint16, that may be part of another, whose conversion it needs."""
+    if image.dtype == np.uint8:
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image, np.uint8), "rgb24")
+    else:
+        dimmed = (image.astype(np.uint32) * 256 + 128) // 257
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(dimmed, np.uint16), DEEP)
+    return _fitted(rgb, pixel_format, colors, conversion)
+
+
+def _fitted(
+    frame: av.VideoFrame, pixel_format: str, colors: Colors, conversion: tuple[Colorspace, int] | None = None
+) -> av.VideoFrame:
+    """`frame` in another pixel format, with matrix and range of `colors`; itself if it has that format.
+
+    A part of a frame needs the whole one's `_conversion`.
+    """
     if frame.format.name == pixel_format:
         return frame
-    matrix, spread = _conversion(colors, frame.width, frame.height)
+    matrix, spread = conversion or _conversion(colors, frame.width, frame.height)
     return frame.reformat(
         format=pixel_format,
         src_colorspace=matrix,
@@ -548,6 +597,48 @@ def _fitted(frame: av.VideoFrame, pixel_format: str, colors: Colors) -> av.Video
         interpolation=SCALING,
         threads=1,
     )
+
+
+# Planes
+
+
+def _bits(pixels: av.VideoFormat) -> int:
+    return int(pixels.components[0].bits)
+
+
+def _in_planes(pixels: av.VideoFormat) -> bool:
+    """Whether each component of a YUV format has a plane of its own, in this machine's byte order."""
+    own = [component.plane for component in pixels.components] == list(range(len(pixels.components)))
+    swapped = _bits(pixels) > 8 and pixels.is_big_endian != (sys.byteorder == "big")
+    return own and len(pixels.components) >= 3 and not _is_rgb(pixels) and not swapped
+
+
+def planes(frame: av.VideoFrame) -> list[Image]:
+    """Views (h, w) of a frame's planes, uint8 or uint16."""
+    kind: type[np.uint8] | type[np.uint16] = np.uint8 if _bits(frame.format) == 8 else np.uint16
+    return [
+        np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width]  # type: ignore[call-overload]
+        for plane in frame.planes
+    ]
+
+
+def _copy(frame: av.VideoFrame) -> av.VideoFrame:
+    """A frame of its own with the same samples, colours and time: the decoder may still need the other."""
+    copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
+    for ours, theirs in zip(planes(copy), planes(frame), strict=True):
+        ours[:] = theirs
+    if frame.time_base is not None:
+        copy.pts, copy.time_base = frame.pts, frame.time_base
+    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+    copy.color_primaries, copy.color_trc = frame.color_primaries, frame.color_trc
+    return copy
+
+
+def _any(shown: NDArray[np.bool_], across: int, down: int) -> NDArray[np.bool_]:
+    """Whether anything is shown in each cell of `across` x `down` pixels; the last may be cut off."""
+    high, wide = shown.shape
+    cells = np.pad(shown, ((0, -high % down), (0, -wide % across)))
+    return np.asarray(cells.reshape(-(-high // down), down, -(-wide // across), across).any((1, 3)))
 
 
 def _encodable(info: VideoInfo) -> str:

@@ -537,6 +537,84 @@ def test_a_part_is_cut_out_of_the_image(tmp_path: Path, pixel_format: str, rotat
         np.testing.assert_array_equal(frame.part(*box), part)  # of an image that is made already
 
 
+DEEP = ["yuv420p10le", "yuv422p10le", "yuv444p10le"]
+PLANAR = ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", *DEEP]
+
+
+@pytest.mark.parametrize("pixel_format", PLANAR)
+@pytest.mark.parametrize("box", [(32, 32, 96, 64), (160, 96, 210, 118), (64, 0, 65, 3)])
+def test_other_pixels_at_a_place_leave_the_rest_as_decoded(
+    tmp_path: Path, pixel_format: str, box: tuple[int, int, int, int]
+) -> None:
+    clip = make_clip(tmp_path / "in.mkv", frames=1, size=(210, 118), sound=False, pixel_format=pixel_format)
+    (frame,) = read_frames(clip)
+    assert frame.native is not None
+    before = [plane.copy() for plane in video.planes(frame.native)]
+    part = frame.part(*box, deep=True)
+    assert part.dtype == (np.uint16 if pixel_format in DEEP else np.uint8)
+    shown = np.zeros(part.shape[:2], np.bool_)
+    shown[::3, 1 if len(shown[0]) > 1 else 0 :: 4] = True
+    white = np.iinfo(part.dtype).max
+    fresh = frame.with_part(*box[:2], np.full_like(part, white // 2), shown)
+    assert fresh.native is not None and fresh.native is not frame.native
+    assert (fresh.index, fresh.time, fresh.native.format.name) == (frame.index, frame.time, frame.native.format.name)
+    for i, (old, kept, new) in enumerate(
+        zip(before, video.planes(frame.native), video.planes(fresh.native), strict=True)
+    ):
+        assert np.array_equal(old, kept), "the decoder's own picture is left alone"
+        across, down = round(210 / old.shape[1]), round(118 / old.shape[0])
+        rows, columns = np.nonzero(shown)
+        where = np.zeros(old.shape, np.bool_)
+        where[(rows + box[1]) // down, (columns + box[0]) // across] = True
+        assert np.array_equal(new[~where], old[~where])
+        grey = new[where].astype(float) / 2 ** (2 if pixel_format in DEEP else 0)
+        middle = 127.5 if i == 0 and pixel_format == "yuvj420p" else 16 + 219 / 2 if i == 0 else 128
+        assert np.abs(grey - middle).max() <= 1.01
+
+
+@pytest.mark.parametrize("pixel_format", PLANAR)
+def test_a_part_put_back_is_hardly_another(tmp_path: Path, pixel_format: str) -> None:
+    clip = make_clip(tmp_path / "in.mkv", frames=1, size=(208, 118), sound=False, pixel_format=pixel_format)
+    (frame,) = read_frames(clip)
+    box = (32, 32, 160, 96)
+    part = frame.part(*box, deep=True)
+    fresh = frame.with_part(*box[:2], part, np.ones(part.shape[:2], np.bool_))
+    again = fresh.part(*box, deep=True)
+    error = np.abs(again.astype(float) - part)[8:-8, 8:-8].mean() / np.iinfo(part.dtype).max * 255
+    assert error < (0.75 if "444" in pixel_format else 2.5)
+
+
+def test_a_grey_ramp_of_ten_bits_comes_back(tmp_path: Path) -> None:
+    native = av.VideoFrame(256, 64, "yuv420p10le")
+    luma, *chroma = video.planes(native)
+    luma[:] = np.linspace(64, 940, 256).round()
+    for plane in chroma:
+        plane[:] = 512
+    frame = Frame(0, Fraction(0), tmp_path, native=native)
+    part = frame.part(0, 0, 256, 64, deep=True)
+    assert part.dtype == np.uint16 and part[0, 0].max() <= 64 and part[0, -1].min() >= 65535 - 64
+    assert len(np.unique(part[0, :, 1])) > 250, "no trip through 8 bits"
+    fresh = frame.with_part(0, 0, part, np.ones((64, 256), np.bool_))
+    assert fresh.native is not None
+    for old, new in zip(video.planes(native), video.planes(fresh.native), strict=True):
+        assert np.abs(old.astype(int) - new).max() <= 1, "within a code value"
+
+
+@pytest.mark.parametrize("pixel_format", ["gbrp", "rgb24"])
+def test_what_is_not_in_planes_goes_through_rgb(tmp_path: Path, pixel_format: str) -> None:
+    native = av.VideoFrame.from_ndarray(np.full((32, 64, 3), 90, np.uint8), "rgb24").reformat(format=pixel_format)
+    frame = Frame(3, Fraction(1, 2), tmp_path, native=native)
+    shown = np.zeros((16, 16), np.bool_)
+    shown[2, 3] = True
+    fresh = frame.with_part(32, 16, np.full((16, 16, 3), 200, np.uint8), shown)
+    assert fresh.native is None and (fresh.index, fresh.time) == (3, Fraction(1, 2))
+    assert (fresh.image[18, 35] == 200).all() and (fresh.image != 90).any(2).sum() == 1
+    deep = Frame(0, Fraction(0), tmp_path, np.full((32, 32, 3), 40_000, np.uint16))
+    part = deep.part(0, 0, 16, 16, deep=True)
+    assert deep.with_part(0, 0, part + 5, shown).image[2, 3].tolist() == [40_005] * 3
+    assert (deep.image == 40_000).all()
+
+
 def test_a_part_of_a_large_frame_keeps_its_colours(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "in.mp4", frames=1, size=(1280, 720), flat=(120, 90, 170), sound=False)
     (frame,) = read_frames(clip)  # says nothing of its matrix: the size decides, and not the part's
