@@ -17,6 +17,7 @@ Matrix = NDArray[np.float64]
 Points = NDArray[np.float32]
 Image = NDArray[Any]
 
+REACH = 3  # px around a pixel that sampling it looks at
 # Image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, in units of the crop's side.
 TEMPLATE = np.array(
     [
@@ -135,12 +136,25 @@ def region(matrix: Matrix, size: int, frame_shape: tuple[int, ...]) -> Region | 
     return (int(x0), int(y0), int(x1), int(y1)) if x1 > x0 and y1 > y0 else None
 
 
+def around(matrix: Matrix, size: int, frame_shape: tuple[int, ...]) -> tuple[Region, Matrix]:
+    """The part of a frame that is needed to crop from it alone, and the matrix from that part to the crop."""
+    height, width = frame_shape[:2]
+    x0, y0, x1, y1 = region(matrix, size, frame_shape) or (0, 0, width, height)
+    x0, y0, x1, y1 = max(x0 - REACH, 0), max(y0 - REACH, 0), min(x1 + REACH, width), min(y1 + REACH, height)
+    return (x0, y0, x1, y1), shifted(matrix, x0, y0)
+
+
+def shifted(matrix: Matrix, x0: float, y0: float) -> Matrix:
+    """The matrix from the part of a frame that begins at (x0, y0) to the crop."""
+    moved = matrix.copy()
+    moved[:, 2] += matrix[:, :2] @ np.array([x0, y0], np.float64)
+    return moved
+
+
 def uncrop(image: Image, matrix: Matrix, where: Region, *, border: int = cv2.BORDER_REPLICATE) -> Image:
     """A crop (S, S, C) laid back on the part `where` of its frame: (y1 - y0, x1 - x0, C).
 
     `border` says what lies outside the crop: its repeated edge, or zero with `cv2.BORDER_CONSTANT` (for masks).
     """
     x0, y0, x1, y1 = where
-    shifted = matrix.copy()
-    shifted[:, 2] += matrix[:, :2] @ np.array([x0, y0], np.float64)  # region pixel -> crop pixel
-    return _warp(image, invert(shifted), (x1 - x0, y1 - y0), border)
+    return _warp(image, invert(shifted(matrix, x0, y0)), (x1 - x0, y1 - y0), border)

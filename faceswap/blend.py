@@ -231,31 +231,38 @@ def _step(values: NDArray[Any]) -> NDArray[Any]:
 
 def paste(image: NDArray[Any], face: Image, mask: Image, matrix: align.Matrix, blend: Blend) -> NDArray[Any]:
     """A copy of the frame `image` (H, W, 3) uint8 or uint16 RGB with the crop `face` (S, S, 3) laid in through `mask`
-    (S, S).
-
-    Only the part that the mask covers is touched; pixels under mask 0 keep their value bit for bit, and no pixel goes
-    through fewer bits than it has. `image` itself comes back if the mask shows nothing inside the frame.
-    """
+    (S, S); `image` itself if the mask shows nothing inside the frame. See `lay_in`."""
     mask = leaving(mask, matrix, image.shape)
-    where = _covered(mask, matrix, image.shape)
+    where = covered(mask, matrix, image.shape)
     if where is None:
         return image
     x0, y0, x1, y1 = where
     part = image[y0:y1, x0:x1]
-    spread = np.clip(align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT), 0, 1).astype(np.float32)
-    shown = spread > 0
+    pixels, shown = lay_in(part, where, face, mask, matrix, blend)
     if not shown.any():
         return image
-    white = np.float32(np.iinfo(image.dtype).max)
-    drawn = np.clip(align.uncrop(face, matrix, where), 0, 1)  # cubic weights overshoot
-    mixed = blend(part.astype(np.float32) * (1 / white), drawn, spread)
-    pixels = (np.clip(mixed, 0, 1) * white + np.float32(0.5)).astype(image.dtype)
     result = image.copy()
     result[y0:y1, x0:x1] = cv2.copyTo(pixels, shown.view(np.uint8), part.copy())
     return result
 
 
-def _covered(mask: Image, matrix: align.Matrix, shape: tuple[int, ...]) -> align.Region | None:
+def lay_in(
+    part: NDArray[Any],  # (h, w, 3) uint8 or uint16 RGB, of a frame
+    where: align.Region,  # what part of it, see `covered`
+    face: Image,  # (S, S, 3)
+    mask: Image,  # (S, S), after `leaving`
+    matrix: align.Matrix,  # frame to crop
+    blend: Blend,
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The part with the face laid in, in its dtype, and where (h, w) that holds; no pixel goes through fewer bits."""
+    spread = np.clip(align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT), 0, 1).astype(np.float32)
+    white = np.float32(np.iinfo(part.dtype).max)
+    drawn = np.clip(align.uncrop(face, matrix, where), 0, 1)  # cubic weights overshoot
+    mixed = blend(part.astype(np.float32) * (1 / white), drawn, spread)
+    return (np.clip(mixed, 0, 1) * white + np.float32(0.5)).astype(part.dtype), spread > 0
+
+
+def covered(mask: Image, matrix: align.Matrix, shape: tuple[int, ...]) -> align.Region | None:
     """The part of a frame that a crop's mask covers, widened to multiples of `GRID`; None if it is empty."""
     x, y, width, height = cv2.boundingRect((mask > 0).astype(np.uint8))
     if not width:

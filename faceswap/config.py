@@ -143,6 +143,7 @@ class MergeRecipe(Section):
 
     max_faces: int = Field(0, ge=0)  # per frame, the largest first; 0: all
     color: str = "mkl"  # colour transfer: none, reinhard, lct, mkl, idt, sliced-ot, mix, histogram
+    steady: int = Field(12, ge=0, le=120)  # frames before and after over which colours are averaged; 0: none
     blend: str = "laplacian"  # how the face is laid in: alpha, feather, laplacian, poisson
     erode: float = Field(0.0, ge=-0.2, le=0.2)  # the mask shrinks by so much (< 0: grows), in units of the crop's side
     feather: float = Field(0.02, ge=0, le=0.2)  # standard deviation of its soft edge, in units of the crop's side

@@ -22,7 +22,6 @@ from faceswap.tracks import Footage, Track
 from faceswap.video import Frame, frame_count, read_frames
 from faceswap.who import Finder, Who, described
 
-REACH = 3  # px around a pixel that sampling it looks at
 MOST_WAITING = 16  # faces, with their frames, that wait to be written
 
 
@@ -126,11 +125,8 @@ def _write(
 
 def _write_one(path: Path, frame: Frame, meta: FaceMeta) -> None:
     """Write a face, for which only its part of the frame is made."""
-    matrix, (height, width) = np.array(meta.matrix), frame.shape
-    x0, y0, x1, y1 = align.region(matrix, meta.size, frame.shape) or (0, 0, width, height)
-    x0, y0, x1, y1 = max(x0 - REACH, 0), max(y0 - REACH, 0), min(x1 + REACH, width), min(y1 + REACH, height)
-    matrix[:, 2] += matrix[:, :2] @ np.array([x0, y0], np.float64)
-    write_face(path, align.crop(frame.part(x0, y0, x1, y1), matrix, meta.size), meta)
+    where, matrix = align.around(np.array(meta.matrix), meta.size, frame.shape)
+    write_face(path, align.crop(frame.part(*where), matrix, meta.size), meta)
 
 
 def meta_of(

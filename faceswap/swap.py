@@ -1,8 +1,9 @@
 """Frame to frame, video to video: draw the target's faces as the source and put them back."""
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ class Report:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Laid:
+    """A drawn face, and how it goes into its frame."""
+
+    face: NDArray[np.float32]  # (R, R, 3) RGB [0, 1]
+    mask: NDArray[np.float32]  # (R, R) [0, 1]
+    matrix: align.Matrix  # (2, 3), frame to crop
+    track: int | None
+    state: color.State  # what the colour transfer measured
+
+
 class Swapper:
     """Frames with faces found -> frames with those faces drawn as the source."""
 
@@ -59,38 +71,98 @@ class Swapper:
         self.name = f"{checkpoint.find(weights).name} {state.progress.images} images"
         self.size, self.recipe, self.device = state.recipe.model.resolution, recipe, device
         self.model.to(device)
-        color.get(recipe.color), blend.get(recipe.blend)  # a wrong name is said before the work begins
+        # a wrong name is said before the work begins
+        self.transfer, self.blend = color.get(recipe.color), blend.get(recipe.blend)
 
     def __call__(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, int]]:
         """Each frame in order with the number of faces replaced; one without a face is passed on untouched."""
+        for frame, faces in self._steadied(self._drawn(detected)):
+            swapped = frame
+            replaced = 0
+            for laid in faces:
+                before, swapped = swapped, self.lay_in(swapped, laid)
+                replaced += swapped is not before
+            yield swapped, replaced
+
+    def _drawn(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, list[Laid]]]:
+        """The faces of several frames are drawn together: of the same ones, wherever one begins."""
         waiting: list[Detected] = []
         for frame, faces in detected:
-            waiting.append((frame, faces[: self.recipe.max_faces or None]))
-            if len(waiting) == self.recipe.batch:
-                yield from self._swap(waiting)
+            if waiting and frame.index // self.recipe.batch != waiting[0][0].index // self.recipe.batch:
+                yield from self._draw_together(waiting)
                 waiting = []
-        yield from self._swap(waiting)
+            waiting.append((frame, faces[: self.recipe.max_faces or None]))
+        yield from self._draw_together(waiting)
 
-    def _swap(self, detected: list[Detected]) -> Iterator[tuple[Frame, int]]:
-        """The faces of several frames are drawn together."""
+    def _draw_together(self, detected: list[Detected]) -> Iterator[tuple[Frame, list[Laid]]]:
         places = [face.matrix(self.size) for _, faces in detected for face in faces]
         owners = [frame for frame, faces in detected for _ in faces]
-        crops = [align.crop(frame.image, matrix, self.size) for frame, matrix in zip(owners, places, strict=True)]
+        crops = [cut_out(frame, matrix, self.size) for frame, matrix in zip(owners, places, strict=True)]
         drawn = zip(crops, self.draw(crops), places, strict=True)
         for frame, faces in detected:
-            if not faces:
-                yield frame, 0
-                continue
-            image, replaced = frame.image, 0
+            laid = []
             for found in faces:
                 crop, (face, mask), matrix = next(drawn)
-                before, image = image, merge(image, crop, face, mask, matrix, found, self.recipe)
-                replaced += image is not before
-            yield (frame.with_image(image) if replaced else frame), replaced
+                mask = np.minimum(mask, bound(found, matrix, len(mask)))
+                state = self.transfer.measure(face, crop.astype(np.float32) / np.float32(255), mask)
+                laid.append(Laid(face, mask, matrix, found.track, state))
+            yield frame, laid
+
+    def _steadied(self, drawn: Iterable[tuple[Frame, list[Laid]]]) -> Iterator[tuple[Frame, list[Laid]]]:
+        """What was measured of a face, averaged over the frames around it: those of its track."""
+        reach = self.recipe.steady
+        tracks: dict[int, dict[int, color.State]] = {}
+        waiting: deque[tuple[Frame, list[Laid]]] = deque()
+
+        def ready(until: float) -> Iterator[tuple[Frame, list[Laid]]]:
+            while waiting and waiting[0][0].index + reach <= until:
+                frame, faces = waiting.popleft()
+                yield (
+                    frame,
+                    [
+                        one
+                        if one.track is None
+                        else replace(one, state=color.smooth(tracks[one.track], frame.index, reach))
+                        for one in faces
+                    ],
+                )
+                for track, states in list(tracks.items()):
+                    for old in [index for index in states if index <= frame.index - reach]:
+                        del states[old]
+                    if not states:
+                        del tracks[track]
+
+        for frame, faces in drawn:
+            for one in faces:
+                if one.track is not None:
+                    tracks.setdefault(one.track, {})[frame.index] = one.state
+            waiting.append((frame, faces))
+            yield from ready(frame.index)
+        yield from ready(float("inf"))
+
+    def lay_in(self, frame: Frame, laid: Laid) -> Frame:
+        """The frame with one face in it, coloured like the footage; itself if nothing of the face shows.
+
+        Only pixels under the mask are made anew, in as many bits as the footage has.
+        """
+        face = self.transfer.apply(laid.face, laid.state)
+        soft = blend.through(self.recipe.blend, laid.mask, self.recipe.erode, self.recipe.feather)
+        soft = blend.leaving(soft, laid.matrix, frame.shape)
+        where = blend.covered(soft, laid.matrix, frame.shape)
+        if where is None:
+            return frame
+        pixels, shown = blend.lay_in(frame.part(*where, deep=True), where, face, soft, laid.matrix, self.blend)
+        return frame.with_part(where[0], where[1], pixels, shown) if shown.any() else frame
 
     def draw(self, crops: Sequence[NDArray[Any]]) -> Iterator[Drawn]:
         """The crops (R, R, 3) uint8 RGB as faces of the source."""
         return draw(self.model, crops, SOURCE, self.recipe.batch, self.device)
+
+
+def cut_out(frame: Frame, matrix: align.Matrix, size: int) -> NDArray[np.uint8]:
+    """The crop (size, size, 3) uint8 RGB of a frame, of which no more is made than that."""
+    where, matrix = align.around(matrix, size, frame.shape)
+    return align.as_uint8(align.crop(frame.part(*where), matrix, size))
 
 
 @torch.inference_mode()
@@ -125,7 +197,7 @@ def merge(
     """
     mask = np.minimum(mask, bound(found, matrix, len(mask)))
     face = color.get(recipe.color)(face, crop.astype(np.float32) / np.float32(255), mask)
-    soft = blend.soften(mask, recipe.erode, recipe.feather)
+    soft = blend.through(recipe.blend, mask, recipe.erode, recipe.feather)
     return blend.paste(image, face, soft, matrix, blend.get(recipe.blend))
 
 
