@@ -27,6 +27,7 @@ Image = NDArray[np.uint8]
 Numbers = NDArray[np.float32]
 Moved = tuple[Tensor, Tensor, Tensor, Tensor]  # input, target, mask, priority
 
+GHOST = 0.5  # most of what a disguise shows of somebody else
 BEND, TONE, SOFT = 0.022, 0.16, (0.4, 1.6)  # of a disguise: units of the side, of a logarithm, pixels
 NODES = 5  # the random warp is drawn on a grid of 5 x 5 nodes
 LEAST = 1e-3  # variance added on both sides of a transfer: where neither varies nothing is stretched
@@ -230,9 +231,12 @@ def degrade(image: Image, seed: int) -> Image:
     return np.asarray(_THREAD.spoil(image=image)["image"], np.uint8)
 
 
-def disguise(image: Image, seed: int) -> Image:
-    """A face (R, R, 3) that could be somebody else's at the same moment: smoothly bent, of another tone, less sharp."""
+def disguise(image: Image, other: Image, seed: int) -> Image:
+    """A face (R, R, 3) that could be somebody else's at the same moment: with the ghost of `other`, smoothly bent, of
+    another tone, less sharp."""
     random, side = np.random.default_rng(seed), len(image)
+    ghost = random.uniform(0, GHOST)
+    image = np.asarray(cv2.addWeighted(image, 1 - ghost, other, ghost, 0), np.uint8)
     nodes = random.normal(0, BEND * side, (2, NODES, NODES)).astype(np.float32)
     x, y = (cv2.resize(part, (side, side), interpolation=cv2.INTER_CUBIC) for part in nodes)
     column = np.arange(side, dtype=np.float32)

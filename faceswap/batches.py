@@ -323,13 +323,13 @@ class Loader:
         people, share, kind, size = len(self.people), self.share, self.recipe.transfer, self.people[0].size
         rows = np.concatenate([order(step * share, share) for order in self.orders])  # of the whole batch
         plan = augment.draw(len(rows), size, self.recipe, [self.seed, step])[self.mine]
-        relit = (self.person == 0) & (kind != "none" and people > 1)
-        lent = np.flatnonzero(relit | plan.occluded)
-        lenders = np.where(relit, share + plan.other % share, plan.other)[lent]
-        others = dict(zip(lent.tolist(), zip(*self._take(rows, lenders), strict=True), strict=True))
         seen = self._seen(rows, step)
         swapped = (seen != rows)[self.mine]
         disguised = plan.disguised & ~swapped
+        relit = (self.person == 0) & (kind != "none" and people > 1)
+        lent = np.flatnonzero(relit | plan.occluded | disguised)
+        lenders = np.where(relit, share + plan.other % share, plan.other)[lent]
+        others = dict(zip(lent.tolist(), zip(*self._take(rows, lenders), strict=True), strict=True))
         changed = relit | plan.occluded | plan.degraded | swapped | disguised
         read = np.flatnonzero(changed) if self.placed else np.arange(len(changed))
         images, masks = self._take(rows, self.mine[read])
@@ -349,7 +349,7 @@ class Loader:
                     images[number], masks[number] = hidden
                     inputs[number] = images[number]
                 if disguised[face]:
-                    inputs[number] = augment.disguise(inputs[number], own)
+                    inputs[number] = augment.disguise(inputs[number], others[face][0], own)
                 if plan.degraded[face]:
                     inputs[number] = augment.degrade(inputs[number], own)
             if out is not None:

@@ -213,10 +213,12 @@ def test_maps_of_colours_follow_each_other() -> None:
 def test_a_disguise_bends_and_tints_but_keeps_the_place() -> None:
     image = np.zeros((96, 96, 3), np.uint8)
     cv2.circle(image, (48, 48), 20, (200, 150, 120), -1)
-    found = [disguise(image, seed) for seed in range(40)]
+    found = [disguise(image, image, seed) for seed in range(40)]
     assert all(one.dtype == np.uint8 and one.shape == image.shape for one in found)
-    assert np.array_equal(found[3], disguise(image, 3)) and not np.array_equal(found[3], found[4])
+    assert np.array_equal(found[3], disguise(image, image, 3)) and not np.array_equal(found[3], found[4])
     centres = [np.argwhere(one[:, :, 0] > 60).mean(0) for one in found]
     assert np.mean(centres, 0) == pytest.approx([48, 48], abs=1) and 0.5 < np.std(centres) < 4
     tones = np.array([one[44:53, 44:53].mean((0, 1)) for one in found])
     assert (tones.std(0) > 8).all() and np.abs(tones.mean(0) - [200, 150, 120]).max() < 15
+    ghosts = [float(disguise(np.zeros_like(image), np.full_like(image, 255), seed).mean()) / 255 for seed in range(40)]
+    assert min(ghosts) < 0.1 and 0.35 < max(ghosts) < 0.65, "somebody else shines through, but never more than half"
