@@ -253,11 +253,13 @@ def lay_in(
     mask: Image,  # (S, S), after `leaving`
     matrix: align.Matrix,  # frame to crop
     blend: Blend,
+    finish: Callable[[Image], Image] | None = None,  # what is done to the face (h, w, 3) once it lies on the part
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """The part with the face laid in, in its dtype, and where (h, w) that holds; no pixel goes through fewer bits."""
     spread = np.clip(align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT), 0, 1).astype(np.float32)
     white = np.float32(np.iinfo(part.dtype).max)
     drawn = np.clip(align.uncrop(face, matrix, where), 0, 1)  # cubic weights overshoot
+    drawn = finish(drawn) if finish else drawn
     mixed = blend(part.astype(np.float32) * (1 / white), drawn, spread)
     return (np.clip(mixed, 0, 1) * white + np.float32(0.5)).astype(part.dtype), spread > 0
 

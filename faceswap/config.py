@@ -147,6 +147,14 @@ class MergeRecipe(Section):
     blend: str = "laplacian"  # how the face is laid in: alpha, feather, laplacian, poisson
     erode: float = Field(0.0, ge=-0.2, le=0.2)  # the mask shrinks by so much (< 0: grows), in units of the crop's side
     feather: float = Field(0.02, ge=0, le=0.2)  # standard deviation of its soft edge, in units of the crop's side
+    mask: str = "learned"  # where the face is laid in: learned, landmarks, target, product, union; see faceswap.masks
+    scale: float = Field(1.0, ge=0.8, le=1.25)  # size of the drawn face beside that of the footage
+    restore: str = ""  # a face restorer of yours: an ONNX file, see faceswap.detail; "": none
+    restored: Share = 1.0  # how much of its work is taken
+    match_sharpness: Share = 1.0  # how far the face is blurred or sharpened towards the footage
+    motion_blur: Share = 1.0  # how much of the footage's motion blur it gets, up to the way at a shutter of 180 degrees
+    grain: float = Field(0.0, ge=0, le=2)  # how much of the footage's grain it gets
+    sharpen: float = Field(0.0, ge=0, le=2)  # how much it is sharpened beyond that
     batch: int = Field(8, ge=1)  # frames drawn side by side
     crf: int = Field(17, ge=0, le=51)  # H.264 quality; lower is better, 0 is lossless
 

@@ -7,7 +7,7 @@ that covers brows to chin.
 Convention: points are (x, y) in crop pixels, pixel centres at integers; lengths are in units of the crop's side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -15,7 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faceswap import align
+from faceswap.errors import UsageError
 from faceswap.landmarks import BROW_LEFT, BROW_RIGHT, CONTOUR, COUNT, EYE_LEFT, EYE_RIGHT, LIPS, NOSE
+from faceswap.registry import suggest
+
+Mask = NDArray[np.float32]
 
 CENTRE = (0.4885, 0.5200)  # of the ellipse
 RADII = (0.2550, 0.3450)
@@ -146,3 +150,35 @@ def _grown(canvas: NDArray[np.uint8], distance: float) -> NDArray[np.uint8]:
 def _finish(canvas: NDArray[np.uint8], size: int, feather: float) -> NDArray[np.float32]:
     mask = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     return np.asarray(cv2.GaussianBlur(mask, (0, 0), feather * size) if feather > 0 else mask, np.float32)
+
+
+# ---------------------------------------------------------------- where a drawn face is laid in
+
+# (what the network draws for the source, what it draws for the target) -> mask, before the bound
+TABLE: dict[str, Callable[[Mask, Mask], Mask]] = {
+    "learned": lambda source, target: source,
+    "landmarks": lambda source, target: np.ones_like(source),
+    "target": lambda source, target: target,
+    "product": lambda source, target: source * target,
+    "union": lambda source, target: np.maximum(source, target),
+}
+OF_TARGET = {"target", "product", "union"}  # those for which the target must be drawn, too
+
+
+def check(name: str) -> str:
+    """The name of a mask; `UsageError` if there is none of that name."""
+    if name not in TABLE:
+        raise UsageError(f"merge.mask: no mask called {name!r}; {suggest(name, TABLE)}")
+    return name
+
+
+def chosen(name: str, learned: Mask, bound: Mask, target: Mask | None = None) -> Mask:
+    """The mask (S, S) in [0, 1] called `name`, of the network's for the source and for the target.
+
+    Whatever the name says, `bound` is never left, which is the user's own mask or that of the landmarks: a network that
+    errs cannot paint the background. What lies before a face stays with every mask that the network draws, as far as it
+    knows of it.
+    """
+    if target is None and name in OF_TARGET:
+        raise ValueError(f"the mask {name!r} needs the target's")
+    return np.minimum(TABLE[check(name)](learned, learned if target is None else target), bound)

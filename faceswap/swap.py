@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceswap import align, blend, checkpoint, color, console
+from faceswap import align, blend, checkpoint, color, console, detail, masks
 from faceswap.config import ExtractRecipe, MergeRecipe
 from faceswap.detectors import Face
-from faceswap.errors import CheckpointError, FacesetError
+from faceswap.errors import CheckpointError, FacesetError, UsageError
 from faceswap.faceset import Entry, Faceset, read_mask
-from faceswap.masks import face_mask
 from faceswap.models import ANYONE, FaceModel
 from faceswap.provenance import Marker, marker
 from faceswap.video import Frame, VideoWriter, frame_count, read_frames
@@ -27,7 +26,7 @@ Detected = tuple[Frame, list[Face]]
 Drawn = tuple[NDArray[np.float32], NDArray[np.float32]]  # face and mask
 FoundFaces = dict[int, list[Face]]  # by frame index
 
-SOURCE = 0  # the person drawn: pairs are trained as source, target
+SOURCE, TARGET = 0, 1  # whom to draw: pairs are trained as source, target
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,24 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Laid:
+class Known:
+    """What is remembered of a face for the frames around."""
+
+    state: color.State  # what the colour transfer measured
+    now: color.State  # what was seen of blur and grain, see `detail.look`
+    middle: color.Numbers  # (2,) where the face lies in its frame
+
+
+@dataclass(frozen=True)
+class Laid(Known):
     """A drawn face, and how it goes into its frame."""
 
     face: NDArray[np.float32]  # (R, R, 3) RGB [0, 1]
     mask: NDArray[np.float32]  # (R, R) [0, 1]
     matrix: align.Matrix  # (2, 3), frame to crop
     track: int | None
-    state: color.State  # what the colour transfer measured
+    steady: color.State  # `now`, with the frames around
+    moved: detail.Vector = (0.0, 0.0)  # px from one frame to the next
 
 
 class Swapper:
@@ -73,6 +82,10 @@ class Swapper:
         self.model.to(device)
         # a wrong name is said before the work begins
         self.transfer, self.blend = color.get(recipe.color), blend.get(recipe.blend)
+        if masks.check(recipe.mask) in masks.OF_TARGET and len(state.subjects) < 2:
+            raise UsageError(f"merge.mask = {recipe.mask!r}: {weights} knows one person only; expected a pair")
+        self.restorer = detail.Restorer(Path(recipe.restore), cuda=device.type == "cuda") if recipe.restore else None
+        self.reach = max(recipe.steady, int(recipe.motion_blur > 0))  # frames before and after that a frame depends on
 
     def __call__(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, int]]:
         """Each frame in order with the number of faces replaced; one without a face is passed on untouched."""
@@ -98,20 +111,44 @@ class Swapper:
         places = [face.matrix(self.size) for _, faces in detected for face in faces]
         owners = [frame for frame, faces in detected for _ in faces]
         crops = [cut_out(frame, matrix, self.size) for frame, matrix in zip(owners, places, strict=True)]
-        drawn = zip(crops, self.draw(crops), places, strict=True)
+        drawn = zip(crops, self.draw(crops), self._target_masks(crops), places, strict=True)
         for frame, faces in detected:
             laid = []
             for found in faces:
-                crop, (face, mask), matrix = next(drawn)
-                mask = np.minimum(mask, bound(found, matrix, len(mask)))
+                crop, (face, mask), target, matrix = next(drawn)
+                size, by = len(mask), self.recipe.scale
+                limit = bound(found, matrix, size)
+                if by != 1 and found.mask is not None:  # what the user drew stays where it is in the frame
+                    limit = align.crop(limit, detail.scaled(np.eye(2, 3), size, by), size)
+                mask = masks.chosen(self.recipe.mask, mask, limit, target)
+                if self.restorer is not None:
+                    face, size = self.restorer(face, self.recipe.restored), detail.SIDE
+                    mask, matrix = align.resize(mask, size), matrix * (size / len(crop))
+                    crop = cut_out(frame, matrix, size)
                 state = self.transfer.measure(face, crop.astype(np.float32) / np.float32(255), mask)
-                laid.append(Laid(face, mask, matrix, found.track, state))
+                matrix = detail.scaled(matrix, size, by)
+                seen, middle = self._look(frame, face, mask, matrix), detail.middle(matrix, size)
+                laid.append(Laid(state, seen, middle, face, mask, matrix, found.track, seen))
             yield frame, laid
+
+    def _target_masks(self, crops: Sequence[NDArray[Any]]) -> Iterator[NDArray[np.float32] | None]:
+        """The masks that the target has as itself, if they are asked for."""
+        if self.recipe.mask not in masks.OF_TARGET:
+            return (None for _ in crops)
+        return (mask for _, mask in draw(self.model, crops, TARGET, self.recipe.batch, self.device))
+
+    def _look(
+        self, frame: Frame, face: NDArray[np.float32], mask: NDArray[np.float32], matrix: align.Matrix
+    ) -> color.State:
+        where = blend.covered(mask, matrix, frame.shape)
+        if where is None or not detail.matching(self.recipe):
+            return color.NOTHING
+        return detail.look(frame.part(*where, deep=True), where, face, mask, matrix)
 
     def _steadied(self, drawn: Iterable[tuple[Frame, list[Laid]]]) -> Iterator[tuple[Frame, list[Laid]]]:
         """What was measured of a face, averaged over the frames around it: those of its track."""
-        reach = self.recipe.steady
-        tracks: dict[int, dict[int, color.State]] = {}
+        reach = self.reach
+        tracks: dict[int, dict[int, Known]] = {}
         waiting: deque[tuple[Frame, list[Laid]]] = deque()
 
         def ready(until: float) -> Iterator[tuple[Frame, list[Laid]]]:
@@ -119,12 +156,7 @@ class Swapper:
                 frame, faces = waiting.popleft()
                 yield (
                     frame,
-                    [
-                        one
-                        if one.track is None
-                        else replace(one, state=color.smooth(tracks[one.track], frame.index, reach))
-                        for one in faces
-                    ],
+                    [one if one.track is None else self._settled(one, tracks[one.track], frame.index) for one in faces],
                 )
                 for track, states in list(tracks.items()):
                     for old in [index for index in states if index <= frame.index - reach]:
@@ -135,10 +167,18 @@ class Swapper:
         for frame, faces in drawn:
             for one in faces:
                 if one.track is not None:
-                    tracks.setdefault(one.track, {})[frame.index] = one.state
+                    tracks.setdefault(one.track, {})[frame.index] = Known(one.state, one.now, one.middle)
             waiting.append((frame, faces))
             yield from ready(frame.index)
         yield from ready(float("inf"))
+
+    def _settled(self, laid: Laid, known: dict[int, Known], frame: int) -> Laid:
+        return replace(
+            laid,
+            state=color.smooth({index: of.state for index, of in known.items()}, frame, self.recipe.steady),
+            steady=color.smooth({index: of.now for index, of in known.items()}, frame, self.recipe.steady),
+            moved=detail.way({index: of.middle for index, of in known.items()}, frame),
+        )
 
     def lay_in(self, frame: Frame, laid: Laid) -> Frame:
         """The frame with one face in it, coloured like the footage; itself if nothing of the face shows.
@@ -151,7 +191,16 @@ class Swapper:
         where = blend.covered(soft, laid.matrix, frame.shape)
         if where is None:
             return frame
-        pixels, shown = blend.lay_in(frame.part(*where, deep=True), where, face, soft, laid.matrix, self.blend)
+        finish = partial(
+            detail.finish,
+            recipe=self.recipe,
+            steady=laid.steady,
+            now=laid.now,
+            moved=laid.moved,
+            pixel=1 / align.scale_of(laid.matrix),
+            seed=(frame.index, 0 if laid.track is None else laid.track + 1),
+        )
+        pixels, shown = blend.lay_in(frame.part(*where, deep=True), where, face, soft, laid.matrix, self.blend, finish)
         return frame.with_part(where[0], where[1], pixels, shown) if shown.any() else frame
 
     def draw(self, crops: Sequence[NDArray[Any]]) -> Iterator[Drawn]:
@@ -206,7 +255,7 @@ def bound(face: Face, matrix: align.Matrix, size: int) -> NDArray[np.float32]:
     own = None if face.mask is None else read_mask(face.mask, size)
     if own is not None:
         return own
-    return face_mask(align.apply(matrix, face.outline), size)
+    return masks.face_mask(align.apply(matrix, face.outline), size)
 
 
 def detecting(video: Path, recipe: ExtractRecipe, device: str, who: Who | None = None) -> FoundFaces:

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from faceswap import align, detectors, landmarks, masks
+from faceswap.errors import UsageError
 from faceswap.masks import CENTRE, FOREHEAD, MOST_LEAN, RADII, face_mask, regions
 
 SIZES = [32, 64, 100, 256]
@@ -262,3 +263,56 @@ def test_masks_are_drawn_in_a_millisecond() -> None:
         regions(there, 128)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 4e-3  # both; slack for a slow machine
+
+
+# ---------------------------------------------------------------- where a drawn face is laid in
+
+
+def drawn_masks() -> list[NDArray[np.float32]]:
+    """Of the source, of the target, of the landmarks: any values at all."""
+    return list(np.random.default_rng(0).uniform(0, 1, (3, 16, 16)).astype(np.float32))
+
+
+def test_masks_are_chosen_by_name() -> None:
+    source, target, bound = drawn_masks()
+    expected = {
+        "learned": np.minimum(source, bound),
+        "landmarks": bound,
+        "target": np.minimum(target, bound),
+        "product": np.minimum(source * target, bound),
+        "union": np.minimum(np.maximum(source, target), bound),
+    }
+    assert set(expected) == set(masks.TABLE)
+    for name, mask in expected.items():
+        found = masks.chosen(name, source, bound, target)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, mask)
+    before = np.minimum(source, bound)
+    np.testing.assert_array_equal(masks.chosen("learned", source, bound), before)
+
+
+@pytest.mark.parametrize("name", masks.TABLE)
+def test_no_mask_leaves_its_bound(name: str) -> None:
+    source, target, bound = drawn_masks()
+    shut = np.where(bound > 0.5, bound, np.float32(0))  # the user's own, or the landmarks'
+    assert (masks.chosen(name, source, shut, target) <= shut).all()
+    assert not masks.chosen(name, source, np.zeros_like(bound), target).any()
+    if name in masks.OF_TARGET:
+        with pytest.raises(ValueError, match="needs the target's"):
+            masks.chosen(name, source, bound)
+
+
+def test_what_the_network_knows_to_lie_before_a_face_stays() -> None:
+    source, target, bound = np.ones((3, 8, 8), np.float32)
+    source[2:4] = target[2:4] = 0  # a hand that both know
+    target[5] = 0  # and one that the target knows
+    for name in ("learned", "target", "product", "union"):
+        assert not masks.chosen(name, source, bound, target)[2:4].any()
+    kept = {name: not masks.chosen(name, source, bound, target)[5].any() for name in masks.TABLE}
+    assert kept == {"learned": False, "landmarks": False, "target": True, "product": True, "union": False}
+
+
+def test_an_unknown_mask_is_told_what_was_meant() -> None:
+    assert masks.check("union") == "union"
+    with pytest.raises(UsageError, match=r"merge\.mask: no mask called 'onion'; did you mean 'union'\?"):
+        masks.check("onion")
