@@ -132,7 +132,7 @@ def test_each_measure_can_fail(measure: str, video: str, scored: Callable[[str],
     perfect, value = metrics.TABLE[measure].best, scored(video)[measure]
     least = {
         **{"psnr": 60, "psnr_laid": 60, "ssim": 0.05, "ms_ssim": 0.02, "landmarks": 2, "pose": 2, "expression": 2},
-        **{"flicker": 0.05, "seam": 2, "sharpness": 0.2},
+        **{"flicker": 0.05, "seam": 1.2, "sharpness": 0.2},
     }
     assert abs(value - (100 if "psnr" in measure else perfect)) > least[measure], value
 
@@ -186,7 +186,7 @@ def test_the_benchmark_scores_swap_floor_and_ceiling(benched: tuple[Path, evalua
             row
         )
     drawn, floor, ceiling = ({k: v for k, v in row.items() if v is not None} for row in rows.values())
-    for name in ("psnr", "ssim", "ms_ssim", "expression"):  # points found in a face of 32 px say nothing
+    for name in ("psnr", "ssim", "ms_ssim"):  # points and expression found in a face of 32 px say nothing
         better = drawn[name] < ceiling[name] if metrics.TABLE[name].best != 0 else drawn[name] > ceiling[name]
         assert better, f"{name}: forty images teach little"
     assert floor["psnr"] < ceiling["psnr"]
