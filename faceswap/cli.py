@@ -25,6 +25,7 @@ from faceswap.options import (
     strategy,
     strength,
     whose,
+    workers,
 )
 
 
@@ -217,6 +218,7 @@ def combine(
 @click.option("-o", "out", required=True, type=FILE, metavar="OUT.mp4", help="Video to make.")
 @whose
 @strength
+@workers
 @marking
 @overwrite
 @common
@@ -229,12 +231,15 @@ def merge(
     out: Path,
     who: Any,
     marks: Any,
+    workers: int,
     overwrite: bool,
     recipe: Recipe,
     device: str,
     as_json: bool,
 ) -> None:
     """Put the source's face into footage of the target; sound and timing are kept.
+
+    The same command again goes on where it was, after a crash too.
 
     \b
     Example: faceswap merge bert.mp4 --model anna_as_bert -o swapped.mp4
@@ -255,8 +260,8 @@ def merge(
         found = swap.recalling(faces, video)
     else:
         every_frame = recipe.extract.model_copy(update={"every": 1})
-        found = swap.detecting(video, every_frame, str(place), who)
-    report = swap.swap_video(video, out, swapper, found, overwrite=overwrite, marks=marked)
+        found = swap.detecting(video, every_frame, str(place), who, out)
+    report = swap.swap_video(video, out, swapper, found, overwrite=overwrite, marks=marked, workers=workers)
     show(report, merge_text(report), as_json)
 
 
@@ -282,6 +287,7 @@ def merge(
 @click.option(
     "--source-track", multiple=True, type=click.IntRange(0), metavar="N", help="Only this track of SOURCE_VIDEO."
 )
+@workers
 @marking
 @common
 @strategy
@@ -292,6 +298,7 @@ def swap_(
     out: Path,
     who: Any,
     marks: Any,
+    workers: int,
     source_reference: tuple[Path, ...],
     source_track: tuple[int, ...],
     work: Path | None,
@@ -315,7 +322,16 @@ def swap_(
     if source_reference or source_track:
         people["source"] = Who(source_reference, source_track)
     report = swap_pair(
-        source, target, out, recipe, device=device, work=work, overwrite=overwrite, who=people, marks=marks(out)
+        source,
+        target,
+        out,
+        recipe,
+        device=device,
+        work=work,
+        overwrite=overwrite,
+        who=people,
+        marks=marks(out),
+        workers=workers,
     )
     text = training_text(report.training)
     if report.merge is None:

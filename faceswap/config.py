@@ -156,6 +156,7 @@ class MergeRecipe(Section):
     grain: float = Field(0.0, ge=0, le=2)  # how much of the footage's grain it gets
     sharpen: float = Field(0.0, ge=0, le=2)  # how much it is sharpened beyond that
     batch: int = Field(8, ge=1)  # frames drawn side by side
+    segment: int = Field(240, ge=1)  # frames written as a whole, which an interruption leaves
     crf: int = Field(17, ge=0, le=51)  # H.264 quality; lower is better, 0 is lossless
 
 

@@ -242,6 +242,14 @@ def marking(command: F) -> F:
 
 
 overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+workers = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that merge segments side by side; each holds the model.",
+)
 
 
 def whose(command: F) -> F:

@@ -38,6 +38,7 @@ def swap_pair(
     overwrite: bool = False,  # of `out`; the work folder is always gone on from
     who: Mapping[str, Who] | None = None,  # whose faces of "source" and "target"; default: who fills most of each
     marks: Marker | None = None,  # default: `provenance.marker(out)`
+    workers: int = 1,  # processes that merge side by side
 ) -> Report:
     """Swap one person of `source` onto one person of `target`."""
     check_name(out)
@@ -69,7 +70,7 @@ def swap_pair(
         return Report(work, extraction, training, None)
     swapper = swap.Swapper(run, recipe.merge, place)
     found = swap.recalling(facesets["target"], target)
-    merged = swap.swap_video(target, out, swapper, found, overwrite=overwrite, marks=marks)
+    merged = swap.swap_video(target, out, swapper, found, overwrite=overwrite, marks=marks, workers=workers)
     return Report(work, extraction, training, merged)
 
 

@@ -2,9 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faceswap import align, blend, checkpoint, color, console, detail, masks
+import faceswap
+from faceswap import align, blend, checkpoint, color, console, detail, files, masks, segments
+from faceswap import found as kept
 from faceswap.config import ExtractRecipe, MergeRecipe
 from faceswap.detectors import Face
 from faceswap.errors import CheckpointError, FacesetError, UsageError
 from faceswap.faceset import Entry, Faceset, read_mask
+from faceswap.found import FoundFaces
 from faceswap.models import ANYONE, FaceModel
 from faceswap.provenance import Marker, marker
-from faceswap.video import Frame, VideoWriter, frame_count, read_frames
+from faceswap.video import Frame, VideoWriter, form_like
 from faceswap.who import Finder, Who
 
 Detected = tuple[Frame, list[Face]]
 Drawn = tuple[NDArray[np.float32], NDArray[np.float32]]  # face and mask
-FoundFaces = dict[int, list[Face]]  # by frame index
 
 SOURCE, TARGET = 0, 1  # whom to draw: pairs are trained as source, target
 
@@ -61,6 +64,20 @@ class Laid(Known):
     moved: detail.Vector = (0.0, 0.0)  # px from one frame to the next
 
 
+@dataclass(frozen=True)
+class Drawer:
+    """What another process makes the same `Swapper` of."""
+
+    weights: Path
+    recipe: MergeRecipe
+    device: torch.device
+    base: Path | None
+    strength: float
+
+    def swapper(self) -> "Swapper":
+        return Swapper(self.weights, self.recipe, self.device, base=self.base, strength=self.strength)
+
+
 class Swapper:
     """Frames with faces found -> frames with those faces drawn as the source."""
 
@@ -74,6 +91,7 @@ class Swapper:
         strength: float = 1.0,  # of what was trained, beside the base
     ) -> None:
         """`CheckpointError` if `weights` is unusable or knows nobody in particular."""
+        self.made_from = Drawer(weights, recipe, device, base, strength)
         self.model, state = checkpoint.load_model(weights, base, strength)
         if state.subjects == [ANYONE]:
             raise CheckpointError(f"{weights}: a base, which knows nobody; expected a run of faceswap finetune")
@@ -87,9 +105,15 @@ class Swapper:
         self.restorer = detail.Restorer(Path(recipe.restore), cuda=device.type == "cuda") if recipe.restore else None
         self.reach = max(recipe.steady, int(recipe.motion_blur > 0))  # frames before and after that a frame depends on
 
-    def __call__(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, int]]:
-        """Each frame in order with the number of faces replaced; one without a face is passed on untouched."""
+    def __call__(self, detected: Iterable[Detected], wanted: range | None = None) -> Iterator[tuple[Frame, int]]:
+        """Each frame in order with the number of faces replaced; one without a face is passed on untouched.
+
+        wanted: the indices of those to give; the others tell only how the light changes. A frame becomes the same
+        whichever are wanted, if `detected` holds those of its batch and `reach` more before and after.
+        """
         for frame, faces in self._steadied(self._drawn(detected)):
+            if wanted is not None and frame.index not in wanted:
+                continue
             swapped = frame
             replaced = 0
             for laid in faces:
@@ -258,10 +282,54 @@ def bound(face: Face, matrix: align.Matrix, size: int) -> NDArray[np.float32]:
     return masks.face_mask(align.apply(matrix, face.outline), size)
 
 
-def detecting(video: Path, recipe: ExtractRecipe, device: str, who: Who | None = None) -> FoundFaces:
-    """Finds the faces of `video`, by frame; `who` is None as the recipe says."""
-    footage, chosen = Finder(recipe, device, who)(video)
-    return footage.faces(chosen)
+def detecting(
+    video: Path,
+    recipe: ExtractRecipe,
+    device: str,
+    who: Who | None = None,  # None: as the recipe says
+    out: Path | None = None,  # the video to be made: what was found is kept beside it until then
+) -> FoundFaces:
+    """Finds the faces of `video`, by frame; once, if `out` is given and the work is interrupted later."""
+    if out is None:
+        footage, chosen = Finder(recipe, device, who)(video)
+        return footage.faces(chosen)
+    asked = None if who is None else {**who.to_json(), "pictures": [_contents(path) for path in who.references]}
+    made_from = {"extract": recipe.model_dump(), "who": asked, "device": device, "versions": _versions()}
+    folder = segments.folder_of(out)
+    path = folder / f"faces-{segments.key_of({'video': segments.identity(video), **made_from})[:16]}.npz"
+    if path.exists():
+        try:
+            found = kept.read(path)
+        except FacesetError as error:
+            console.warn(f"{error}; looking again")
+        else:
+            console.say(f"{video.name}: faces were found by an earlier start")
+            return found
+    found = detecting(video, recipe, device, who)
+    for old in folder.glob("faces-*.npz"):
+        old.unlink()
+    try:
+        kept.write(path, found)
+    finally:
+        with suppress(OSError):  # it stays if anything is in it
+            folder.rmdir()
+    return found
+
+
+def _contents(path: Path) -> Any:
+    """What tells a reference, a file or a folder of them, from another."""
+    if path.is_dir():
+        return [_contents(inside) for inside in sorted(path.iterdir())]
+    return files.sha256(path) if path.is_file() else None
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "faceswap": faceswap.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        **segments.versions(),
+    }
 
 
 def recalling(folder: Path, video: Path) -> FoundFaces:
@@ -307,22 +375,55 @@ def swap_video(
     *,
     overwrite: bool = False,
     marks: Marker | None = None,  # default: `provenance.marker(out)`
+    workers: int = 1,  # processes that make segments side by side
 ) -> Report:
-    """Swap the faces in `video` into the new video `out`: same frames, times and sound, marked as swapped."""
+    """Swap the faces in `video` into the new video `out`: same frames, times and sound, marked as swapped.
+
+    What is finished when the work ends early is kept beside `out`, and the same call goes on from there: the file is
+    the same, bit for bit, as without the interruption.
+    """
     started = time.monotonic()
-    frames = swapped = faces = 0
-    total, marks = frame_count(video), marks or marker(out)
+    marks = marks or marker(out)
     tags, sign = marks.tags(swapper.name), partial(marks.sign, out=out, footage=video, model=swapper.name)
-    with VideoWriter(out, video, crf=swapper.recipe.crf, overwrite=overwrite, metadata=tags, finish=sign) as writer:
-        done = console.track(
-            swapper((frame, found.get(frame.index, [])) for frame in read_frames(video)),
-            f"merging {video.name}",
-            total,
-            "frames",
-        )
-        for frame, count in done:
-            writer.write(frame)
-            frames, swapped, faces = frames + 1, swapped + bool(count), faces + count
+    recipe, form = swapper.recipe, form_like(video, crf=swapper.recipe.crf)
+    made_from = {
+        "video": segments.identity(video),
+        "model": checkpoint.digest(swapper.model.state_dict()),
+        "merge recipe": recipe.model_dump(),
+        "choice of faces": kept.digest(found),
+        "device": str(swapper.device),
+        "version": {"segments": segments.VERSION, **_versions()},
+    }
+    key = segments.key_of(made_from)
+    plan = segments.Plan(video, segments.folder_of(out), key, form, recipe.segment, swapper.reach, recipe.batch)
+    writer = VideoWriter(out, video, form=form, overwrite=overwrite, metadata=tags, finish=sign)
+    with segments.opened(plan, out, made_from) as parts, writer:
+        if workers == 1:
+            parts.fill(partial(_write, swapper, found))
+        else:
+            faces = plan.folder / "found.npz"
+            kept.write(faces, found)
+            parts.fill(partial(work, swapper.made_from, faces), workers)
+        frames, swapped, count = parts.write_to(writer)
     if not swapped:
         console.warn(f"{video}: no face found in {frames} frames; {out} is the footage as it was")
-    return Report(out, frames, swapped, faces, time.monotonic() - started)
+    return Report(out, frames, swapped, count, time.monotonic() - started)
+
+
+def work(drawer: Drawer, faces: Path, plan: segments.Plan, run: range, tick: Callable[[], None]) -> int | None:
+    """Make a run of segments, in any process: the model is loaded once in each. See `segments.write`."""
+    return _write(*_loaded(drawer, faces), plan, run, tick)
+
+
+@lru_cache(maxsize=1)
+def _loaded(drawer: Drawer, faces: Path) -> tuple[Swapper, FoundFaces]:
+    return drawer.swapper(), kept.read(faces)
+
+
+def _write(
+    swapper: Swapper, found: FoundFaces, plan: segments.Plan, run: range, tick: Callable[[], None]
+) -> int | None:
+    def draw(frames: Iterator[Frame], wanted: range) -> Iterator[tuple[Frame, int]]:
+        return swapper(((frame, found.get(frame.index, [])) for frame in frames), wanted)
+
+    return segments.write(plan, run, draw, tick)

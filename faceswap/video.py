@@ -13,7 +13,7 @@ import errno
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,8 +25,10 @@ import av
 import cv2
 import numpy as np
 from av.audio.stream import AudioStream
+from av.codec.context import CodecContext, Flags
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 from av.video.reformatter import Colorspace, Interpolation
 from av.video.stream import VideoStream
@@ -60,6 +62,7 @@ SCALING = (  # swscale's fast paths darken each trip to RGB and back by a level 
     Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
 DEEP = "gbrp16le"  # 16 bits of RGB; swscale gets green wrong where it makes rgb48 of 4:2:0 (FFmpeg 8)
+CODER_THREADS = 4  # of x264: what it makes depends on their number, so this is not the machine's
 PART_MARGIN, PART_STEP = 8, 16  # px that chroma needs around a part of a frame; where a part may begin
 SOUND_RATE = 44_100  # samples/s of the sound that `write_video` makes
 USUAL_RATE = Fraction(25)  # frames/s of a file that names none, as FFmpeg takes it
@@ -75,6 +78,10 @@ class Colors:
     transfer: int
     matrix: int
     range: int
+
+
+class SeekError(MediaError):
+    """A video does not decode from the middle as its packets say: read it from the beginning."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +265,38 @@ def read_frames(path: Path, *, every: int = 1) -> Iterator[Frame]:
     return _read_video(path, *_open(path), every)
 
 
+def read_from(path: Path, start: int, stamps: Sequence[int] | None) -> Iterator[Frame]:
+    """The frames of a video from number `start` on, as `read_frames` gives them.
+
+    With the video's `time_stamps` it begins at the key frame before, and holds each frame against them: `SeekError` if
+    one is damaged, missing or at another time, as then all that follow may have other numbers. None: decodes from the
+    beginning.
+    """
+    if stamps is None:
+        return (frame for frame in read_frames(path) if frame.index >= start)
+    return _read_sought(path, *_open(path), start, stamps)
+
+
+def time_stamps(path: Path) -> list[int] | None:
+    """When each frame of a video is shown, in units of its time base, in order, as its packets say; nothing is decoded.
+
+    None: its packets do not say, or it is of a format in which nothing can be found by time.
+    """
+    container, stream = _open(path)
+    health, stamps = _Health(), []
+    with container:
+        if not container.format.name.startswith(("mov", "matroska")):
+            return None
+        for packet in _packets(container, stream, health):
+            if packet is None or packet.size == 0 or packet.is_discard:
+                continue
+            if packet.pts is None or packet.is_corrupt:
+                return None
+            stamps.append(packet.pts)
+    sound = health.fault_after is None and len(set(stamps)) == len(stamps) > 0
+    return sorted(stamps) if sound else None
+
+
 # Images
 
 
@@ -418,6 +457,32 @@ def _read_video(path: Path, container: InputContainer, stream: VideoStream, ever
         if health.decoded == 0:
             raise _undecodable(path, stream)
         _tell_damage(path, container, stream, health, time)
+
+
+def _read_sought(
+    path: Path, container: InputContainer, stream: VideoStream, start: int, stamps: Sequence[int]
+) -> Iterator[Frame]:
+    base, health, upright, index = _time_base(stream), _Health(), _Upright(), start
+    error = SeekError(f"{path}: does not decode from frame {start} on as its packets say")
+    with container:
+        if start >= len(stamps):
+            return
+        if start:
+            container.seek(stamps[start], stream=stream)
+        anchored = False  # by a picture that needs no other; a stream that is refreshed bit by bit has none
+        for native in _decode(container, stream, health):
+            if native.pts is None or health.fault_after is not None:
+                raise error
+            if index == start and native.pts <= stamps[start]:
+                anchored = anchored or native.pict_type == PictureType.I
+                if native.pts < stamps[start]:
+                    continue
+            if not anchored or index == len(stamps) or native.pts != stamps[index]:
+                raise error
+            yield Frame(index, native.pts * base, path, native=upright(native))
+            index += 1
+        if index != len(stamps) or health.fault_after is not None:
+            raise error
 
 
 def _tell_damage(
@@ -716,13 +781,107 @@ def write_video(
     return count
 
 
+@dataclass(frozen=True)
+class Form:
+    """How frames are encoded so that the result is like the video `info.path`: all that decides the bits."""
+
+    info: VideoInfo
+    origin: Fraction  # seconds in that video's clock which are 0 in the new file
+    pixel_format: str  # FFmpeg's name
+    crf: int
+    preset: str
+
+    def apply(self, coder: VideoCodecContext) -> None:
+        """Set up an H.264 encoder."""
+        info, colors = self.info, self.info.colors
+        coder.width, coder.height, coder.pix_fmt = info.width, info.height, self.pixel_format
+        coder.framerate, coder.time_base = info.rate, info.time_base
+        coder.color_primaries, coder.color_trc = colors.primaries, colors.transfer
+        coder.colorspace, coder.color_range = colors.matrix, colors.range
+        if info.pixel_aspect:
+            coder.sample_aspect_ratio = info.pixel_aspect
+        coder.options = {"crf": str(self.crf), "preset": self.preset}
+        coder.thread_count, coder.thread_type = CODER_THREADS, "FRAME"
+
+    def tick(self, time: Fraction) -> int:
+        """A time in seconds of the old file in units of the new one: one that is later is never less."""
+        return math.floor((time - self.origin) / self.info.time_base + Fraction(1, 2))
+
+
+def form_like(
+    like: Path,
+    *,
+    crf: int = 17,  # quality: 0 lossless (8 bits), 17 hardly visible loss, 23 x264's usual, 51 worst
+    preset: str = "medium",  # x264: ultrafast ... veryslow; slower makes smaller files
+) -> Form:
+    """How to encode like the video `like`; what will differ is told. `UsageError`: images; `MediaError`: as `probe`."""
+    if like.is_dir() or is_image(like):
+        raise UsageError(f"{like}: expected a video, found images; make a video of them, or write images")
+    if not 0 <= crf <= 51 or preset not in PRESETS:
+        raise UsageError(f"crf={crf}, preset={preset}: expected 0 to 51 and one of {', '.join(PRESETS)}")
+    info = probe(like)
+    source, _ = _open(like)
+    with source:
+        origin = _origin(source)
+    if info.interlaced:
+        console.warn(f"{like.name}: interlaced: written as progressive; deinterlace it first")
+    return Form(info, origin, _encodable(info), crf, preset)
+
+
+class Encoder:
+    """Frames of one stretch of a video, in order, to packets of H.264 that need no others; None: the end."""
+
+    def __init__(self, form: Form, coder: VideoCodecContext | None = None) -> None:
+        self._form = form
+        if coder is None:
+            coder = CodecContext.create("libx264", "w")
+            coder.flags |= Flags.global_header
+            form.apply(coder)
+            coder.open()
+        self._coder = coder
+        self._ticks = _Ticks(form.info.path.name, step=1)
+
+    @property
+    def header(self) -> bytes:
+        """What a decoder needs before the first packet."""
+        return bytes(self._coder.extradata or b"")
+
+    def __call__(self, frame: Frame | None) -> "list[av.Packet[VideoStream]]":
+        """`UsageError`: size or type differ from those of the video."""
+        native = None
+        if frame is not None:
+            native = self._native(frame)
+            native.pts, native.time_base = self._ticks.next(self._form.tick(frame.time)), self._form.info.time_base
+            native.pict_type = PictureType.NONE  # x264 decides, not the encoder that made the input
+        return self._coder.encode(native)
+
+    def _native(self, frame: Frame) -> av.VideoFrame:
+        """The samples to encode: those decoded, or else made of the image."""
+        info = self._form.info
+        if frame.native is not None:
+            shape, kind = (frame.native.height, frame.native.width, 3), "uint8"
+        else:
+            shape, kind = frame.image.shape, str(frame.image.dtype)
+        wanted = (info.height, info.width, 3)
+        if (shape, kind) != (wanted, "uint8"):
+            raise UsageError(
+                f"{frame.source}: frame {frame.index}: expected {wanted} uint8 as in {info.path.name}, "
+                f"found {shape} {kind}; convert it first"
+            )
+        if frame.native is not None:
+            return _fitted(frame.native, self._form.pixel_format, info.colors)
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.image, np.uint8), "rgb24")
+        return _fitted(rgb, self._form.pixel_format, info.colors)
+
+
 class VideoWriter:
-    """Writes frames as H.264 into a file that is otherwise like the video `like`; use it in a `with`.
+    """Writes H.264 into a file that is otherwise like the video `like`; use it in a `with`.
 
     Size, frame times, rate, pixel format, colour tags, tags of the file and all sound (packet by packet, at
-    its own times) come from `like`; subtitles and data streams are dropped. A frame whose image was not
-    replaced is encoded from the samples that were decoded. mp4 and mov keep the unit of time; mkv rounds
-    times to milliseconds. The file is there under its name only when the `with` ends without an error.
+    its own times) come from `like`; subtitles and data streams are dropped. Give it either frames, or packets that
+    `Encoder`s of the same form made. A frame whose image was not replaced is encoded from the samples that were
+    decoded. mp4 and mov keep the unit of time; mkv rounds times to milliseconds. The file is there under its name only
+    when the `with` ends without an error, and what it holds depends on nothing but what went in.
     """
 
     def __init__(
@@ -730,41 +889,34 @@ class VideoWriter:
         path: Path,
         like: Path,
         *,
-        crf: int = 17,  # quality: 0 lossless (8 bits), 17 hardly visible loss, 23 x264's usual, 51 worst
-        preset: str = "medium",  # x264: ultrafast ... veryslow; slower makes smaller files
+        crf: int = 17,  # as in `form_like`
+        preset: str = "medium",
+        form: Form | None = None,  # default: `form_like(like, crf, preset)`
         overwrite: bool = False,
         metadata: Mapping[str, str] | None = None,  # tags of the file; before those of `like`
         finish: Callable[[Path], None] | None = None,  # may change the whole file before it takes its name
     ) -> None:
-        """`UsageError`: unknown suffix, images as `like`; `OutputExistsError`; `MediaError`: see `probe`."""
+        """`UsageError`: unknown suffix; `OutputExistsError`; what `form_like` raises."""
         check_name(path)
-        if like.is_dir() or is_image(like):
-            raise UsageError(f"{like}: expected a video, found images; make a video of them, or write images")
-        if not 0 <= crf <= 51 or preset not in PRESETS:
-            raise UsageError(f"crf={crf}, preset={preset}: expected 0 to 51 and one of {', '.join(PRESETS)}")
         refuse_existing(path, overwrite)
-        self.path, self.like, self.info = path, like, probe(like)
+        self.path, self.like = path, like
+        self.form = form or form_like(like, crf=crf, preset=preset)
         self.written = 0  # frames
-        self.pixel_format = _encodable(self.info)
-        self._options = {"crf": str(crf), "preset": preset}
         self._overwrite, self._metadata, self._finish = overwrite, dict(metadata or {}), finish
-        self._ticks = _Ticks(path.name, step=1)
         self._stack = ExitStack()
-        if self.info.interlaced:
-            console.warn(f"{like.name}: interlaced: written as progressive; deinterlace it first")
 
     def __enter__(self) -> Self:
         with ExitStack() as stack, _explained(self.path):
             partial = self._partial = stack.enter_context(whole_file(self.path, overwrite=self._overwrite))
             source, stream = _open(self.like)
             stack.enter_context(source)
-            self._origin = _origin(source)
-            self._output = self._new_output(partial, _timescale(source, stream, self._origin))
+            self._output = self._new_output(partial, _timescale(source, stream, self.form.origin))
             stack.push(self._close)
             self._add_tags(source)
             self._video = self._add_video()
-            self._sound = _Sound(source, self._output, self.like, self.path, self._origin)
+            self._sound = _Sound(source, self._output, self.like, self.path, self.form.origin)
             self._begin()
+            self._encoder = Encoder(self.form, self._video.codec_context)
             self._stack = stack.pop_all()
         return self
 
@@ -777,43 +929,37 @@ class VideoWriter:
         with _explained(self.path):
             self._stack.close()
 
+    @property
+    def header(self) -> bytes:
+        """What a decoder needs before the first packet: packets that are written have to fit it."""
+        return self._encoder.header
+
     def write(self, frame: Frame) -> None:
         """Add `frame`; times must grow. `UsageError`: size or type differ; `MediaError`: disk full."""
-        native = self._native(frame)
-        native.pts = self._ticks.next(round((frame.time - self._origin) / self.info.time_base))
-        native.time_base = self.info.time_base
-        native.pict_type = PictureType.NONE  # x264 decides, not the encoder that made the input
         with _explained(self.path):
-            self._mux(native)
+            self._mux(self._encoder(frame))
         self.written += 1
 
-    def _native(self, frame: Frame) -> av.VideoFrame:
-        """The samples to encode: those decoded, or else made of the image."""
-        if frame.native is not None:
-            shape, kind = (frame.native.height, frame.native.width, 3), "uint8"
-        else:
-            shape, kind = frame.image.shape, str(frame.image.dtype)
-        wanted = (self.info.height, self.info.width, 3)
-        if (shape, kind) != (wanted, "uint8"):
-            raise UsageError(
-                f"{frame.source}: frame {frame.index}: expected {wanted} uint8 as in {self.like.name}, "
-                f"found {shape} {kind}; convert it first"
-            )
-        if frame.native is not None:
-            return _fitted(frame.native, self.pixel_format, self.info.colors)
-        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.image, np.uint8), "rgb24")
-        return _fitted(rgb, self.pixel_format, self.info.colors)
+    def write_packet(self, packet: "av.Packet[VideoStream]") -> None:
+        """Add a frame that is encoded; in the order of decoding. `MediaError`: disk full."""
+        with _explained(self.path):
+            self._mux([packet])
+        self.written += 1
 
-    def _mux(self, native: av.VideoFrame | None) -> None:
-        """Encode a frame (None: the end) and write what comes out, with the sound that belongs before it."""
-        for packet in self._video.encode(native):
+    def _mux(self, packets: "Iterable[av.Packet[VideoStream]]") -> None:
+        """Write packets, with the sound that belongs before them."""
+        for packet in packets:
             if packet.dts is not None:
-                self._sound.copy_until(packet.dts * self.info.time_base)
+                self._sound.copy_until(packet.dts * self.form.info.time_base)
+            packet.stream = self._video
             self._output.mux(packet)
 
     def _new_output(self, partial: Path, timescale: int) -> OutputContainer:
         kind = CONTAINERS[self.path.suffix.lower()]
-        options = {"avoid_negative_ts": "disabled"}  # or mkv moves all times by the encoder delay of the sound
+        options = {
+            "avoid_negative_ts": "disabled",  # or mkv moves all times by the encoder delay of the sound
+            "fflags": "+bitexact",  # or mkv carries numbers drawn by lot
+        }
         if kind != "matroska":
             options["movflags"] = "use_metadata_tags+faststart"
             options["movie_timescale"] = str(timescale)
@@ -824,21 +970,9 @@ class VideoWriter:
         self._output.metadata.update(kept | self._metadata)
 
     def _add_video(self) -> VideoStream:
-        info, colors = self.info, self.info.colors
-        stream = self._output.add_stream(
-            "libx264",
-            rate=info.rate,
-            options=self._options,
-            width=info.width,
-            height=info.height,
-            pix_fmt=self.pixel_format,
-        )
-        stream.time_base = stream.codec_context.time_base = info.time_base
-        coder = stream.codec_context
-        coder.color_primaries, coder.color_trc = colors.primaries, colors.transfer
-        coder.colorspace, coder.color_range = colors.matrix, colors.range
-        if info.pixel_aspect:
-            coder.sample_aspect_ratio = info.pixel_aspect
+        stream = self._output.add_stream("libx264", rate=self.form.info.rate)
+        self.form.apply(stream.codec_context)
+        stream.time_base = self.form.info.time_base
         return stream
 
     def _begin(self) -> None:
@@ -858,7 +992,7 @@ class VideoWriter:
             return
         if self.written == 0:
             raise MediaError(f"{self.path}: no frame was written, so no file was made; check {self.like.name}")
-        self._mux(None)
+        self._mux(self._encoder(None))
         self._sound.copy_until(None)
         self._output.close()
         if self._finish is not None:
