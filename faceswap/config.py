@@ -70,7 +70,7 @@ class DataRecipe(Section):
     flip: Share = 0.5  # probability
     color: float = Field(0.08, ge=0, lt=1)  # random gain, offset and saturation, both images alike
     degrade: Share = 0.1  # probability that an input is blurred, sharpened, noisy or recompressed
-    disguise: Share = 0.0  # probability that an input is bent and tinted, as if it were somebody else's
+    disguise: float = Field(-1, ge=-1, le=1)  # probability that an input looks like others'; -1: 0.5 from a base, or 0
     occlude: Share = 0.0  # probability that something lies before a face, for the mask to leave out
     blur_out: bool = False  # what lies outside the face is blurred in what is to be drawn
     transfer: Literal["none", "reinhard", "mkl", "sliced-ot"] = "none"  # the first person in the light of the last

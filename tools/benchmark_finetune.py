@@ -426,7 +426,7 @@ def _psnr(model: FaceModel, batch: Any, person: int) -> Tensor:
 def begin(job: Job, run: Path, device: torch.device) -> Trainer:
     """A training that stands before its first step, as `train.train` would begin it."""
     shutil.rmtree(run, ignore_errors=True)
-    recipe, people = job.setup(), list(job.people)
+    recipe, people = beginning.with_disguise(job.setup(), job.base is not None), list(job.people)
     check_recipe(recipe, len(people))
     fabric = Fabric(**devices.fabric_options(str(device), 1, recipe.train.precision))
     fabric.launch()
