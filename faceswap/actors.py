@@ -10,8 +10,6 @@ same take gives the same pixels, in any process.
 import json
 import multiprocessing
 import os
-import signal
-import threading
 import time
 import zipfile
 import zlib
@@ -34,6 +32,7 @@ from faceswap import align, console, files, video
 from faceswap.errors import FaceswapError, MediaError, OutputExistsError, UsageError
 from faceswap.faceset import FaceMeta, refuse_foreign, write_face
 from faceswap.heads import Expression, Identity, Pose, smoothstep
+from faceswap.interrupts import end_with_parent
 from faceswap.provenance import rendered_tags
 from faceswap.render import Actor, Light, Shot, background
 
@@ -141,15 +140,7 @@ def _spread(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int | N
 def _start_worker() -> None:
     """In a process that renders: one core, and an end with the parent, which alone hears Ctrl-C."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
 
 
 # Performances

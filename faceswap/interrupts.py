@@ -1,5 +1,6 @@
 """Signals become wishes: a training is asked to stop, and leaves in time."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -49,3 +50,16 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 def _leave() -> None:
     console.warn(f"no end of the step in {PATIENCE:g} s: leaving without it; the last checkpoint is whole")
     os._exit(STATUS)
+
+
+def end_with_parent() -> None:
+    """In a process that works for another: leave Ctrl-C to the parent, and end when it does, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -15,9 +15,7 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
@@ -33,6 +31,7 @@ import cv2
 
 from faceswap import console, files
 from faceswap.errors import FaceswapError, MediaError, UsageError
+from faceswap.interrupts import end_with_parent
 from faceswap.video import Encoder, Form, Frame, SeekError, VideoWriter, frame_count, read_from, time_stamps
 
 VERSION = 1  # of what lies in the folder
@@ -490,12 +489,4 @@ def _start_worker(threads: int) -> None:
 
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()

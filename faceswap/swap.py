@@ -390,6 +390,7 @@ def swap_video(
         "video": segments.identity(video),
         "model": checkpoint.digest(swapper.model.state_dict()),
         "merge recipe": recipe.model_dump(),
+        "restorer": files.sha256(Path(recipe.restore)) if recipe.restore else None,
         "choice of faces": kept.digest(found),
         "device": str(swapper.device),
         "version": {"segments": segments.VERSION, **_versions()},

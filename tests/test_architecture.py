@@ -78,7 +78,7 @@ SEES = {
     "color": set(),
     "detail": {"align", "color", "config"},
     "blend": {"align"},
-    "segments": {"video"},
+    "segments": {"interrupts", "video"},
     "found": {"detectors", "faceset"},
     "signing": set(),
     "provenance": {"signing", "video"},
@@ -103,7 +103,7 @@ SEES = {
     "skins": {"heads"},
     "raster": {"heads"},
     "render": {"heads", "raster", "skins"},
-    "actors": {"align", "faceset", "heads", "provenance", "render", "video"},
+    "actors": {"align", "faceset", "heads", "interrupts", "provenance", "render", "video"},
     "metrics": {"align", "losses"},
     "damage": {
         "actors",
