@@ -215,7 +215,14 @@ def combine(
     help="Run of faceswap finetune, or a weight file of one.",
 )
 @click.option("--faces", type=FILE, metavar="FACESET", help="Swap the faces that were extracted from VIDEO, no others.")
-@click.option("-o", "out", required=True, type=FILE, metavar="OUT.mp4", help="Video to make.")
+@click.option("-o", "out", type=FILE, metavar="OUT.mp4", help="Video to make.")
+@click.option(
+    "--frames", type=FILE, metavar="DIR", help="Make images instead, one per frame; VIDEO may be a folder of images."
+)
+@click.option("--alpha", is_flag=True, help="With --frames: the drawn faces alone, transparent around them.")
+@click.option(
+    "--format", "form", type=click.Choice(("png", "tiff")), help="With --frames: what kind of image.  [default: png]"
+)
 @whose
 @strength
 @workers
@@ -228,7 +235,10 @@ def merge(
     base: Path | None,
     strength: float,
     faces: Path | None,
-    out: Path,
+    out: Path | None,
+    frames: Path | None,
+    alpha: bool,
+    form: str | None,
     who: Any,
     marks: Any,
     workers: int,
@@ -239,30 +249,48 @@ def merge(
 ) -> None:
     """Put the source's face into footage of the target; sound and timing are kept.
 
-    The same command again goes on where it was, after a crash too.
+    The same command again goes on where it was, after a crash too. With --frames each frame becomes an image for a
+    compositor, in 8 or 16 bits as the footage has, and DIR/faces.json says where the faces lie.
 
     \b
     Example: faceswap merge bert.mp4 --model anna_as_bert -o swapped.mp4
+    Example: faceswap merge bert.mp4 --model anna_as_bert --frames layers --alpha
     """
+    made = out or frames
+    if made is None or (out and frames):
+        raise click.UsageError("expected -o OUT.mp4 or --frames DIR, one of the two")
+    if frames is None and (alpha or form):
+        raise click.UsageError("--alpha and --format belong to --frames")
+    if frames is not None and workers > 1:
+        raise click.UsageError("--workers belongs to -o; images are made by one process")
     if faces is not None and who is not None:
         raise click.UsageError("--faces says already whose faces are swapped; leave out the other option")
-    from faceswap import files, swap
+    from faceswap import files, stills, swap
     from faceswap.devices import resolve
-    from faceswap.video import check_name, probe
+    from faceswap.video import check_name, frame_count, probe
 
-    check_name(out)
-    files.refuse_same(out, [video])
-    files.refuse_existing(out, overwrite)
-    probe(video)
-    place, marked = resolve(device), marks(out)
+    if out is not None:
+        check_name(out)
+        files.refuse_same(out, [video])
+        files.refuse_existing(out, overwrite)
+        probe(video)
+    else:
+        stills.check(made, video)
+        frame_count(video)
+    place, marked = resolve(device), marks(made, stills=out is None)
     swapper = swap.Swapper(model, recipe.merge, place, base=base, strength=strength)
     if faces:
         found = swap.recalling(faces, video)
     else:
         every_frame = recipe.extract.model_copy(update={"every": 1})
-        found = swap.detecting(video, every_frame, str(place), who, out)
-    report = swap.swap_video(video, out, swapper, found, overwrite=overwrite, marks=marked, workers=workers)
-    show(report, merge_text(report), as_json)
+        found = swap.detecting(video, every_frame, str(place), who, made)
+    if out is not None:
+        report = swap.swap_video(video, out, swapper, found, overwrite=overwrite, marks=marked, workers=workers)
+        show(report, merge_text(report), as_json)
+        return
+    how = {"alpha": alpha, "form": form or "png", "overwrite": overwrite, "marks": marked}
+    images = stills.write_stills(video, made, swapper, found, **how)
+    show(images, stills_text(images), as_json)
 
 
 @main.command("swap")
@@ -662,6 +690,12 @@ def training_text(report: Any) -> str:
         f"{report.run}: {report.images} face images, {report.seconds / 60:.1f} minutes, "
         f"{report.faces_per_second:.1f} faces/s; held out: {held or 'not measured yet'}"
     )
+
+
+def stills_text(report: Any) -> str:
+    kept = f" ({report.kept} kept)" if report.kept else ""
+    share = 100 * report.frames_swapped / report.frames
+    return f"{report.folder}: {report.frames} images{kept}, a face drawn in {report.frames_swapped} ({share:.1f} %)"
 
 
 def merge_text(report: Any) -> str:

@@ -75,7 +75,7 @@ def refuse_same(path: Path, inputs: Iterable[Path]) -> None:
     """`UsageError` if `path` is one of the files that the work reads, or a folder that holds one."""
     place = path.resolve()
     if any(place == given.resolve() or place in given.resolve().parents for given in inputs):
-        raise UsageError(f"{path}: is the footage itself, which is never overwritten; choose another -o")
+        raise UsageError(f"{path}: is the footage itself, which is never overwritten; choose another output")
 
 
 def node() -> str:

@@ -217,10 +217,10 @@ def marking(command: F) -> F:
         if no_provenance and c2pa_cert is not None:
             raise click.UsageError("--no-provenance leaves out what --c2pa-cert signs; give one of them")
 
-        def marks(out: Path) -> Any:
+        def marks(out: Path, *, stills: bool = False) -> Any:
             from faceswap.provenance import marker
 
-            return marker(out, on=not no_provenance, cert=c2pa_cert, key=c2pa_key)
+            return marker(out, on=not no_provenance, cert=c2pa_cert, key=c2pa_key, stills=stills)
 
         return command(marks=marks, **rest)
 

@@ -5,6 +5,7 @@ remove. Where c2pa-python is installed it also carries a signed manifest (see `s
 byte. Both are lost when somebody re-encodes or re-muxes the file: that a file has no marks proves nothing.
 """
 
+import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,25 @@ def tags(model: str) -> dict[str, str]:
         TYPE_TAG: SOURCE_TYPE,
         MODEL_TAG: model,
     }
+
+
+def packet(said: Mapping[str, str], note: str) -> bytes:
+    """XMP for an image: what the tags `said` say of a video, and a note of ours, `faceswap:note`."""
+    known = {"Iptc4xmpExt:DigitalSourceType": TYPE_TAG, "faceswap:model": MODEL_TAG, "faceswap:comment": "comment"}
+    words = {name: said[tag] for name, tag in known.items() if tag in said} | {"faceswap:note": note}
+    inside = " ".join(f'{name}="{html.escape(value)}"' for name, value in words.items())
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+        'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:faceswap="urn:faceswap:" '
+        f'{inside}/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    ).encode()
+
+
+def noted(content: bytes) -> str | None:
+    """The note of ours that an image holds, None if it holds none."""
+    found = re.search(rb'faceswap:note="([^"]*)"', content[: signing.HEAD])
+    return html.unescape(found[1].decode(errors="replace")) if found else None
 
 
 def rendered_tags() -> dict[str, str]:
@@ -79,20 +99,27 @@ class Marker:
             signed.unlink(missing_ok=True)
 
 
-def marker(out: Path, *, on: bool = True, cert: Path | None = None, key: Path | None = None) -> Marker:
+def marker(
+    out: Path, *, on: bool = True, cert: Path | None = None, key: Path | None = None, stills: bool = False
+) -> Marker:
     """How `out` is to be marked: by tags, and signed if c2pa-python is there and its kind of file can be.
+
+    stills: it is a folder of images, which are not signed: each would need a signature of its own.
 
     `on` False leaves out all marks, for research. `cert` and `key` are PEM files of a chain and its key; None: the
     user's own. `UsageError`: they cannot sign, or there is no signing.
     """
     if not on:
+        kind = "images" if stills else "file"
         console.warn(
-            f"{out.name}: --no-provenance: nothing in the file will say that it was swapped; for research only, and "
+            f"{out.name}: --no-provenance: nothing in the {kind} will say that it was swapped; for research only, and "
             "whoever shows it has to say so"
         )
         return Marker(False, None)
     reason = ""
-    if not signing.available():
+    if stills:
+        reason = "images are not signed, only videos are"
+    elif not signing.available():
         reason = f"c2pa-python is not installed; {signing.INSTALL}"
     elif out.suffix.lower() not in signing.TYPES:
         reason = f"C2PA does not sign {out.suffix} files; name it .mp4 or .mov"

@@ -32,7 +32,17 @@ import cv2
 from faceswap import console, files
 from faceswap.errors import FaceswapError, MediaError, UsageError
 from faceswap.interrupts import end_with_parent
-from faceswap.video import Encoder, Form, Frame, SeekError, VideoWriter, frame_count, read_from, time_stamps
+from faceswap.video import (
+    Encoder,
+    Form,
+    Frame,
+    SeekError,
+    VideoWriter,
+    frame_count,
+    image_files,
+    read_from,
+    time_stamps,
+)
 
 VERSION = 1  # of what lies in the folder
 ENDLESS = 10**9  # segments: a run up to the end of the video, wherever that is
@@ -162,7 +172,9 @@ def versions() -> dict[str, Any]:
 
 
 def identity(video: Path) -> dict[str, Any]:
-    """What tells a file from another, without reading all of it."""
+    """What tells a file, or a folder of images, from another, without reading all of it."""
+    if video.is_dir():
+        return {"folder": str(video.resolve()), "images": [identity(path) for path in image_files(video)]}
     facts = video.stat()
     return {"file": str(video.resolve()), "bytes": facts.st_size, "modified": facts.st_mtime_ns}
 
@@ -403,7 +415,7 @@ def opened(plan: Plan, out: Path, made_from: Mapping[str, Any]) -> Iterator[Part
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     parts = Parts(plan, out)
-    with _alone(plan.folder, out):
+    with alone(plan.folder, out):
         try:
             known = parts._read_json("job.json")
             if known.get("key") != plan.key:
@@ -453,7 +465,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path, out: Path) -> Iterator[None]:
+def alone(folder: Path, out: Path) -> Iterator[None]:
     """Keep other processes out; the system forgets it if this one is killed."""
     if sys.platform == "win32":
         yield

@@ -23,7 +23,7 @@ from faceswap.faceset import Entry, Faceset, read_mask
 from faceswap.found import FoundFaces
 from faceswap.models import ANYONE, FaceModel
 from faceswap.provenance import Marker, marker
-from faceswap.video import Frame, VideoWriter, form_like
+from faceswap.video import Frame, VideoWriter, form_like, image_files
 from faceswap.who import Finder, Who
 
 Detected = tuple[Frame, list[Face]]
@@ -111,7 +111,7 @@ class Swapper:
         wanted: the indices of those to give; the others tell only how the light changes. A frame becomes the same
         whichever are wanted, if `detected` holds those of its batch and `reach` more before and after.
         """
-        for frame, faces in self._steadied(self._drawn(detected)):
+        for frame, faces in self.faces(detected):
             if wanted is not None and frame.index not in wanted:
                 continue
             swapped = frame
@@ -120,6 +120,10 @@ class Swapper:
                 before, swapped = swapped, self.lay_in(swapped, laid)
                 replaced += swapped is not before
             yield swapped, replaced
+
+    def faces(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, list[Laid]]]:
+        """Each frame in order with its faces drawn, steadied by the frames around, for `lay_in`; see `__call__`."""
+        return self._steadied(self._drawn(detected))
 
     def _drawn(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, list[Laid]]]:
         """The faces of several frames are drawn together: of the same ones, wherever one begins."""
@@ -210,8 +214,7 @@ class Swapper:
         Only pixels under the mask are made anew, in as many bits as the footage has.
         """
         face = self.transfer.apply(laid.face, laid.state)
-        soft = blend.through(self.recipe.blend, laid.mask, self.recipe.erode, self.recipe.feather)
-        soft = blend.leaving(soft, laid.matrix, frame.shape)
+        soft = self.soft(laid, frame.shape)
         where = blend.covered(soft, laid.matrix, frame.shape)
         if where is None:
             return frame
@@ -226,6 +229,11 @@ class Swapper:
         )
         pixels, shown = blend.lay_in(frame.part(*where, deep=True), where, face, soft, laid.matrix, self.blend, finish)
         return frame.with_part(where[0], where[1], pixels, shown) if shown.any() else frame
+
+    def soft(self, laid: Laid, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The mask (R, R) through which a face is laid into a frame (h, w, ...)."""
+        soft = blend.through(self.recipe.blend, laid.mask, self.recipe.erode, self.recipe.feather)
+        return blend.leaving(soft, laid.matrix, shape)
 
     def draw(self, crops: Sequence[NDArray[Any]]) -> Iterator[Drawn]:
         """The crops (R, R, 3) uint8 RGB as faces of the source."""
@@ -336,11 +344,14 @@ def recalling(folder: Path, video: Path) -> FoundFaces:
     """The faces that the faceset `folder` holds of `video`, by frame: a face deleted there is not swapped, and the
     user's own mask beside one bounds it."""
     found: FoundFaces = {}
-    entries = [entry for entry in Faceset.open(folder).entries if entry.meta.source == video.name]
+    images = {path.name: index for index, path in enumerate(image_files(video))} if video.is_dir() else None
+    wanted = images or {video.name}
+    entries = [entry for entry in Faceset.open(folder).entries if entry.meta.source in wanted]
     if len({entry.meta.input for entry in entries}) > 1:
         raise FacesetError(f"{folder}: holds faces of several files called {video.name}; extract that video alone")
     for entry in entries:
-        found.setdefault(entry.meta.frame, []).append(recalled(entry))
+        frame = images[entry.meta.source] if images else entry.meta.frame
+        found.setdefault(frame, []).append(recalled(entry))
     steps = np.diff(sorted(found))
     if len(steps) and steps.min() > 1:
         console.warn(
@@ -386,15 +397,7 @@ def swap_video(
     marks = marks or marker(out)
     tags, sign = marks.tags(swapper.name), partial(marks.sign, out=out, footage=video, model=swapper.name)
     recipe, form = swapper.recipe, form_like(video, crf=swapper.recipe.crf)
-    made_from = {
-        "video": segments.identity(video),
-        "model": checkpoint.digest(swapper.model.state_dict()),
-        "merge recipe": recipe.model_dump(),
-        "restorer": files.sha256(Path(recipe.restore)) if recipe.restore else None,
-        "choice of faces": kept.digest(found),
-        "device": str(swapper.device),
-        "version": {"segments": segments.VERSION, **_versions()},
-    }
+    made_from = what_decides(video, swapper, found)
     key = segments.key_of(made_from)
     plan = segments.Plan(video, segments.folder_of(out), key, form, recipe.segment, swapper.reach, recipe.batch)
     writer = VideoWriter(out, video, form=form, overwrite=overwrite, metadata=tags, finish=sign)
@@ -409,6 +412,19 @@ def swap_video(
     if not swapped:
         console.warn(f"{video}: no face found in {frames} frames; {out} is the footage as it was")
     return Report(out, frames, swapped, count, time.monotonic() - started)
+
+
+def what_decides(video: Path, swapper: Swapper, found: FoundFaces) -> dict[str, Any]:
+    """All that a swapped frame depends on, by name."""
+    return {
+        "video": segments.identity(video),
+        "model": checkpoint.digest(swapper.model.state_dict()),
+        "merge recipe": swapper.recipe.model_dump(),
+        "restorer": files.sha256(Path(swapper.recipe.restore)) if swapper.recipe.restore else None,
+        "choice of faces": kept.digest(found),
+        "device": str(swapper.device),
+        "version": {"segments": segments.VERSION, **_versions()},
+    }
 
 
 def work(drawer: Drawer, faces: Path, plan: segments.Plan, run: range, tick: Callable[[], None]) -> int | None:

@@ -238,7 +238,7 @@ def probe(path: Path) -> VideoInfo:
 def frame_count(path: Path) -> int | None:
     """How many frames `read_frames` should give, by the header alone; None: the file does not say."""
     if path.is_dir() or is_image(path):
-        return len(_image_files(path))
+        return len(image_files(path))
     container, stream = _open(path)
     with container:
         return _expected(container, stream)
@@ -261,7 +261,7 @@ def read_frames(path: Path, *, every: int = 1) -> Iterator[Frame]:
     if every < 1:
         raise UsageError(f"every={every}: expected 1 (each frame) or more")
     if path.is_dir() or is_image(path):
-        return _read_images(path, _image_files(path), every)
+        return _read_images(path, image_files(path), every)
     return _read_video(path, *_open(path), every)
 
 
@@ -300,7 +300,8 @@ def time_stamps(path: Path) -> list[int] | None:
 # Images
 
 
-def _image_files(path: Path) -> list[Path]:
+def image_files(path: Path) -> list[Path]:
+    """The images of a folder in the order of their frames, or the one image `path`. `MediaError` if there is none."""
     if not path.is_dir():
         return [path]
     files = (file for file in path.iterdir() if is_image(file) and not file.name.startswith("."))

@@ -113,6 +113,56 @@ def test_pretrain_finetune_merge(clips: dict[str, Path], facesets: dict[str, Pat
     assert faceswap("verify", tmp_path / "two.mp4", ok=False).exit_code == 3
 
 
+def test_merge_to_images(clips: dict[str, Path], facesets: dict[str, Path], run: Path, tmp_path: Path) -> None:
+    words = ("merge", clips["target"], "--model", run, "--frames", tmp_path / "out", *TINY)
+    result = faceswap(*words, "--alpha", "--faces", facesets["target"])
+    assert "out: 16 images, a face drawn in 14 (87.5 %)" in result.stdout
+    assert len(list((tmp_path / "out").glob("*.png"))) == 16 and (tmp_path / "out" / "faces.json").is_file()
+    assert "real footage with parts made by a trained model" in faceswap("verify", tmp_path / "out/000000.png").stdout
+    said = refused(2, *words, "--format", "tiff")
+    assert "holds images of another" in said and "kind of image; choose another folder or add --overwrite" in said
+    report = json.loads(faceswap(*words, "--format", "tiff", "--overwrite", "--json").stdout)
+    assert report["frames"] == 16 and report["kept"] == 0 and not list(tmp_path.glob("out/*.png"))
+    assert "16 images (16 kept)" in faceswap(*words, "--format", "tiff").stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_of_images_is_merged_to_images(run: Path, tmp_path: Path) -> None:
+    import cv2
+
+    (tmp_path / "plates").mkdir()
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / "plates" / f"{i}.png"), footage.draw_face(mouth=i)[..., ::-1])
+    words = ("merge", tmp_path / "plates", "--model", run)
+    assert "3 images, a face drawn in 3" in faceswap(*words, "--frames", tmp_path / "out", *TINY).stdout
+    assert "expected a video file, found a folder" in refused(1, *words, "-o", tmp_path / "out.mp4")
+    assert "is the footage itself" in refused(2, *words, "--frames", tmp_path / "plates", "--overwrite")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    assert "found other files in it" in refused(2, *words, "--frames", tmp_path / "mine", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "expected -o OUT.mp4 or --frames DIR, one of the two"),
+        (["-o", "a.mp4", "--frames", "a"], "one of the two"),
+        (["-o", "a.mp4", "--alpha"], "belong to --frames"),
+        (["-o", "a.mp4", "--format", "png"], "belong to --frames"),
+        (["--frames", "a", "--format", "exr"], "'exr' is not one of 'png', 'tiff'"),
+        (["--frames", "a", "--workers", 2], "--workers belongs to -o"),
+        (["--frames", "a.mov"], "expected a folder for --frames"),
+        (["--frames", "a", "--c2pa-cert", "c.pem", "--c2pa-key", "k.pem"], "images are not signed, only videos are"),
+    ],
+)
+def test_images_or_a_video(
+    words: list[Any], said: str, clips: dict[str, Path], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(2, "merge", clips["target"], "--model", run, *words)
+    assert not list(tmp_path.iterdir())
+
+
 def test_adapters(clips: dict[str, Path], facesets: dict[str, Path], tmp_path: Path) -> None:
     faceswap("pretrain", *facesets.values(), "-o", tmp_path / "base", "--images", 16, *TINY)
     small = ("--base", tmp_path / "base", "--strategy", "lora", "--images", 8, "--json", *TINY)
