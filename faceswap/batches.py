@@ -345,9 +345,10 @@ class Loader:
                     colors = augment.colors(images[number], masks[number, 0]), augment.colors(image, mask)
                     plan.color[face] = augment.after(plan.color[face], augment.transfer(kind, *colors, own))
                 if plan.occluded[face]:
+                    seen_so, _ = augment.occlude(inputs[number], masks[number], others[face][0], own)
                     hidden = augment.occlude(images[number], masks[number], others[face][0], own)
                     images[number], masks[number] = hidden
-                    inputs[number] = images[number]
+                    inputs[number] = seen_so if swapped[face] else images[number]
                 if disguised[face]:
                     inputs[number] = augment.disguise(inputs[number], others[face][0], own)
                 if plan.degraded[face]:

@@ -6,7 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faceswap import blend, checkpoint, color, console, devices, extract, files, pretrained, steering, swap, train
+from faceswap import (
+    blend,
+    checkpoint,
+    color,
+    console,
+    detail,
+    devices,
+    extract,
+    files,
+    masks,
+    pretrained,
+    steering,
+    swap,
+    train,
+)
 from faceswap.config import Recipe
 from faceswap.errors import CheckpointError, UsageError
 from faceswap.provenance import Marker
@@ -80,6 +94,9 @@ def prepared(recipe: Recipe) -> Recipe:
     train.check_recipe(recipe, people=2)
     color.get(recipe.merge.color)
     blend.get(recipe.merge.blend)
+    masks.check(recipe.merge.mask)
+    if recipe.merge.restore:
+        detail.Restorer(Path(recipe.merge.restore))
     return recipe
 
 

@@ -176,12 +176,15 @@ def base(text: str | Path, run: Path | None = None) -> Path:
     A `run` that can go on by itself needs none: what it is given is given back, there or not.
     """
     path, name = Path(text), str(text)
-    if path.exists() or (run is not None and checkpoint.states(run)):
+    if path.exists():
         return path
     every = entries()
     named = {each for each, entry in every.items() if entry.kind == "base"}
-    if name in named:
+    goes_on = run is not None and bool(checkpoint.states(run))
+    if name in named and not (goes_on and every[name].path is None):
         return find(name)
+    if goes_on:
+        return path
     if name in every:
         raise UsageError(f"{name}: expected a base, found a network that helps; {_known(name, named)}")
     raise UsageError(f"{name}: expected a run, a weight file or the name of a base, found none; {_known(name, named)}")

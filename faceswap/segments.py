@@ -426,7 +426,19 @@ def opened(plan: Plan, out: Path, made_from: Mapping[str, Any]) -> Iterator[Part
         except BaseException as error:
             _leave(parts, error)
             raise
-        shutil.rmtree(plan.folder)
+        _remove(plan.folder)
+
+
+OURS = ("*.h264", "*.json", "*.npz", "lock", "stop", "distrust", ".*.partial")  # what may lie in the folder
+
+
+def _remove(folder: Path) -> None:
+    """Take away what we put into the folder, and the folder if nothing else is in it."""
+    for pattern in OURS:
+        for path in folder.glob(pattern):
+            path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _clear(folder: Path, known: Mapping[str, Any], made_from: Mapping[str, Any]) -> None:
@@ -452,7 +464,7 @@ def _leave(parts: Parts, error: BaseException) -> None:
         if parts.notes:
             console.say(f"{parts.kept()}; the same command goes on from there")
         elif not list(parts.folder.glob("faces-*")):
-            shutil.rmtree(parts.folder)
+            _remove(parts.folder)
 
 
 def is_full(error: BaseException | None) -> bool:

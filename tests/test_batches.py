@@ -235,6 +235,15 @@ def test_by_person_half_do_not_show_who_they_are(cast: Faces) -> None:
     assert np.mean(swapped) == pytest.approx(0.5, abs=0.07) and np.mean(disguised) == pytest.approx(0.5, abs=0.1)
 
 
+def test_what_lies_before_a_face_leaves_a_swap_a_swap(cast: Faces) -> None:
+    calm = {"warp": 0, "rotation": 0, "scale": 0, "shift": 0, "flip": 0, "color": 0, "degrade": 0, "disguise": 0}
+    hidden = DataRecipe.model_validate({"batch": 8, "occlude": 1, "sampling": "person", **calm})
+    found = [
+        torch.equal(*pair) for batch in first([cast], 20, recipe=hidden) for pair in zip(batch.input, batch.target)
+    ]
+    assert 0.3 < 1 - np.mean(found) < 0.6
+
+
 def shuffle(count: int, seed: int = 3) -> Order:
     return Order(np.zeros(count, np.int64), seed)
 

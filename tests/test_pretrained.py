@@ -620,6 +620,7 @@ def test_a_base_is_meant_by_place_or_by_name(run: Path, mine: Path, tmp_path: Pa
     with pytest.raises(UsageError, match=r"found none; did you mean 'mine'\?$"):
         pretrained.base(Path("mind"))
     assert pretrained.base("gone", run) == Path("gone")  # the run goes on by itself
+    assert pretrained.base("mine", run) == path, "by the same command again"
     with pytest.raises(UsageError, match=r"found none; known: mine$"):
         pretrained.base("gone", tmp_path / "new")
     damaged = bytearray(path.read_bytes())

@@ -496,3 +496,14 @@ def test_kill_9_at_random_moments(
     print(done.stdout)
     assert out.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
     assert names(tmp_path) == ["faces.npz", "in.mp4", "out.mp4", "whole.mp4"]
+
+
+def test_a_folder_goes_but_for_what_is_not_ours(tmp_path: Path) -> None:
+    for name in ("000000.h264", "000000.json", "job.json", "lock", "found.npz", "notes.txt"):
+        (tmp_path / "parts" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "parts" / name).write_text("x")
+    segments._remove(tmp_path / "parts")
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["notes.txt"]
+    (tmp_path / "parts" / "notes.txt").unlink()
+    segments._remove(tmp_path / "parts")
+    assert not (tmp_path / "parts").exists()
