@@ -28,6 +28,7 @@ from typing import Any
 
 import av
 import cv2
+from av import library_versions
 
 from faceswap import console, files
 from faceswap.errors import FaceswapError, MediaError, UsageError
@@ -168,7 +169,7 @@ def folder_of(out: Path) -> Path:
 
 def versions() -> dict[str, Any]:
     """Of the libraries that decode, encode and change frames: with another one the bits may differ."""
-    return {"av": av.__version__, **av.library_versions, "cv2": cv2.__version__}
+    return {"av": av.__version__, **library_versions, "cv2": cv2.__version__}
 
 
 def identity(video: Path) -> dict[str, Any]:
