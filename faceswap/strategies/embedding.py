@@ -1,9 +1,6 @@
-"""One code for each person, from the middle of all; the network is frozen (Gal et al., arXiv 2208.01618)."""
+"""One code for each person; the network is frozen (Gal et al., arXiv 2208.01618)."""
 
-from collections.abc import Sequence
 from typing import Any
-
-from torch import Tensor
 
 from faceswap.config import StrategyRecipe
 from faceswap.errors import RecipeError
@@ -17,9 +14,6 @@ class Embedding(Strategy):
     """See `faceswap.strategies.Strategy`."""
 
     needs_base = small = True
-
-    def begin(self, model: FaceModel, photos: Sequence[Tensor]) -> None:
-        """Everybody begins as the base's average person."""
 
     def prepare(self, model: FaceModel, people: int) -> list[dict[str, Any]]:
         weights = free(model, people, "codes")

@@ -3,10 +3,7 @@
 Noguchi & Harada, "Image Generation from Small Datasets via Batch Statistics Adaptation", 2019; IA3, arXiv 2205.05638.
 """
 
-from collections.abc import Sequence
 from typing import Any
-
-from torch import Tensor
 
 from faceswap import adapters
 from faceswap.config import StrategyRecipe
@@ -20,9 +17,6 @@ class FiLM(Strategy):
     """See `faceswap.strategies.Strategy`."""
 
     needs_base = small = True
-
-    def begin(self, model: FaceModel, photos: Sequence[Tensor]) -> None:
-        """Everybody begins as the base's average person."""
 
     def prepare(self, model: FaceModel, people: int) -> list[dict[str, Any]]:
         resting = {*model.named("anyone"), *model.named("codes")}

@@ -1,28 +1,27 @@
-"""The base's teller tells each person's code from photos, and with it the modulation of every channel; then the codes
-and a factor and an offset for each channel are refined, which takes little (Ruiz et al., arXiv 2307.06949)."""
+"""The base's teller, trained beside it, tells each person's code from photos, and with it what every channel of the
+decoder is scaled and shifted by; then codes, factors and offsets are refined (Ruiz et al., arXiv 2307.06949)."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
+from faceswap import adapters
 from faceswap.config import StrategyRecipe
 from faceswap.errors import RecipeError
 from faceswap.models import FaceModel
-from faceswap.strategies import Strategy
-from faceswap.strategies.film import FiLM
+from faceswap.strategies import Strategy, free, groups
+from faceswap.strategies.film import FASTER
 
 
-class Hypernetwork(FiLM):
+class Hypernetwork(Strategy):
     """See `faceswap.strategies.Strategy`."""
 
-    def begin(self, model: FaceModel, photos: Sequence[Tensor]) -> None:
-        Strategy.begin(self, model, photos)
+    needs_base = small = True
 
     def prepare(self, model: FaceModel, people: int) -> list[dict[str, Any]]:
         if not model.named("anyone") or not model.named("codes"):
             raise RecipeError("strategy.name = 'hypernetwork': no teller here; use model.name = 'modulated'")
-        return super().prepare(model, people)
+        weights = free(model, people, "codes")
+        names = adapters.add_film(model, set(model.named("decoder")).__contains__)
+        return groups(model, [*weights, *map(model.get_parameter, names)], self.rate * FASTER)
 
 
 def build(*, rate: float, recipe: StrategyRecipe) -> Strategy:
