@@ -9,7 +9,6 @@ from faceswap.config import Recipe
 from faceswap.errors import CheckpointError, RecipeError
 from faceswap.models import ANYONE
 
-DISGUISED = 0.5  # of the inputs, in what is tuned from a base
 Origin = tuple[State, Base]  # a base, and what it is known by
 
 
@@ -74,16 +73,6 @@ def find_origin(recipe: Recipe, run: Path, state: State | None, base: Path | Non
             raise CheckpointError(f"{run}: {error}") from None
         console.warn(f"{run}: {error}; it goes on without it")
         return None
-
-
-def with_disguise(recipe: Recipe, from_base: bool) -> Recipe:
-    """The recipe with how many inputs are disguised, if that is left open.
-
-    A base lets much of who it is through its bottleneck; what is trained from nothing learns to draw first.
-    """
-    if recipe.data.disguise >= 0:
-        return recipe
-    return recipe.changed(data={"disguise": DISGUISED if from_base else 0.0})
 
 
 def known(people: Mapping[str, Sequence[Path]], origin: Origin | None, state: State | None) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from faceswap.errors import RecipeError
 from faceswap.files import shipped
@@ -19,7 +19,17 @@ from faceswap.registry import suggest
 
 PROTOCOL = "benchmark.toml"  # the one file in configs/ that is no recipe
 
+OPEN = -1  # left to the dial, where 0 means something
+
+
+def _open_or_share(value: float) -> float:
+    if value != OPEN and not 0 <= value <= 1:
+        raise ValueError(f"expected a share from 0 to 1, or {OPEN} to leave it to the dial")
+    return value
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, AfterValidator(_open_or_share)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -70,7 +80,7 @@ class DataRecipe(Section):
     flip: Share = 0.5  # probability
     color: float = Field(0.08, ge=0, lt=1)  # random gain, offset and saturation, both images alike
     degrade: Share = 0.1  # probability that an input is blurred, sharpened, noisy or recompressed
-    disguise: float = Field(-1, ge=-1, le=1)  # probability that an input looks like others'; -1: 0.5 from a base, or 0
+    disguise: OpenShare = OPEN  # probability that an input looks like others'; -1: by the dial
     occlude: Share = 0.0  # probability that something lies before a face, for the mask to leave out
     blur_out: bool = False  # what lies outside the face is blurred in what is to be drawn
     transfer: Literal["none", "reinhard", "mkl", "sliced-ot"] = "none"  # the first person in the light of the last
@@ -120,7 +130,7 @@ class TrainRecipe(Section):
     until_plateau: bool = False  # stop once held-out faces get no better: first the rate falls, then it ends
     patience: int = Field(10, ge=1)  # held-out measurements without a gain of 0.5 % that make a plateau
     rate: float = Field(0, ge=0)  # learning rate; 0: by the dial
-    warmup: int = Field(1600, ge=0)  # images over which the rate rises from 0
+    warmup: int = Field(OPEN, ge=OPEN)  # images over which the rate rises from 0; -1: by the dial
     decay: Share = 0.3  # last part of the budget over which the rate falls to a hundredth
     weight_decay: Weight = 0.01  # of AdamW
     clip: Weight = 1.0  # largest norm of the gradient; 0: no limit
@@ -197,11 +207,13 @@ class Recipe(Section):
     train: TrainRecipe = TrainRecipe()
     merge: MergeRecipe = MergeRecipe()
 
-    def resolved(self) -> "Recipe":
+    def resolved(self, from_base: bool = False) -> "Recipe":
         """A copy in which the dial has set what was left to it, by the resolution R in px.
 
-        Width 16 up to 96, 24 up to 160, 48 up to 256, then 64; code 128 up to 96, 256 up to 256, then 512; batch 8;
-        learning rate 6e-4 * sqrt(64 / R).
+        Width 16 up to 96, 24 up to 160, 48 up to 256, then 64; code 128 up to 96, 256 up to 256, then 512; batch 8.
+        From nothing: learning rate 6e-4 * sqrt(64 / R) after 1600 images, no input disguised. From a base, which can
+        draw already but lets much of who it is through its bottleneck: twice that rate after 160 images, half of the
+        inputs disguised.
         """
         size, part = self.model.resolution, self.model
         width = part.width or (16 if size <= 96 else 24 if size <= 160 else 48 if size <= 256 else 64)
@@ -213,8 +225,14 @@ class Recipe(Section):
                 "decoder": decoder,
                 "mask": part.mask or max(2, decoder // 3 + decoder // 3 % 2),
             },
-            data={"batch": self.data.batch or 8},
-            train={"rate": self.train.rate or round(6e-4 * (64 / size) ** 0.5, 7)},
+            data={
+                "batch": self.data.batch or 8,
+                "disguise": (0.5 if from_base else 0.0) if self.data.disguise == OPEN else self.data.disguise,
+            },
+            train={
+                "rate": self.train.rate or round((12e-4 if from_base else 6e-4) * (64 / size) ** 0.5, 7),
+                "warmup": (160 if from_base else 1600) if self.train.warmup == OPEN else self.train.warmup,
+            },
         )
 
     def to_toml(self) -> str:

@@ -90,8 +90,7 @@ def swap_pair(
 
 def prepared(recipe: Recipe) -> Recipe:
     """The recipe as it is used for a pair; `UsageError` now for what could only fail later."""
-    recipe = recipe.resolved()
-    train.check_recipe(recipe, people=2)
+    train.check_recipe(recipe.resolved(), people=2)
     color.get(recipe.merge.color)
     blend.get(recipe.merge.blend)
     masks.check(recipe.merge.mask)

@@ -31,7 +31,7 @@ from faceswap import (
     strategies,
 )
 from faceswap.batches import Batch, Faces, batches, split, still
-from faceswap.beginning import Origin, check_strategy, find_origin, known, relative, with_disguise, with_strategy
+from faceswap.beginning import Origin, check_strategy, find_origin, known, relative, with_strategy
 from faceswap.checkpoint import Progress, State
 from faceswap.config import Recipe
 from faceswap.errors import CheckpointError, RecipeError, TrainingError
@@ -74,8 +74,8 @@ def train(
     `RecipeError` without a budget, `FacesetError` for unusable facesets, `CheckpointError` if `run` or `base` is of
     another architecture or another process trains it, `TrainingError` if the losses stay not finite or memory is short.
     """
-    recipe = devices.counted(recipe.resolved())
     state = None if overwrite else checkpoint.latest(run)
+    recipe = devices.counted(recipe.resolved(from_base=(base if state is None else state.base) is not None))
     recipe = with_strategy(recipe, run, state)
     people = dict(people) | ({ANYONE: generic} if generic else {})
     check_recipe(recipe, min(len(people), 2))
@@ -84,7 +84,6 @@ def train(
     checkpoint.check_folder(run, overwrite)
     check_alone(run)
     origin = find_origin(recipe, run, state, base)
-    recipe = with_disguise(recipe, origin is not None or (state is not None and state.base is not None))
     fabric = Fabric(**devices.fabric_options(device, recipe.train.devices, recipe.train.precision))
     fabric.launch()
     with memory.exhausted(fabric.device, recipe):

@@ -69,7 +69,7 @@ def test_a_rate_is_found_for_what_came_from_a_base(
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.safetensors")}
     report = finders.find_rate(tmp_path / "run", check({}, "test"), device="cpu", steps=30)
     assert report.images >= 8 and report.rates[0] == pytest.approx(finders.LOWEST)
-    assert report.now == how.resolved().train.rate and report.suggestion > finders.LOWEST
+    assert report.now == how.resolved(from_base=True).train.rate and report.suggestion > finders.LOWEST
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.safetensors")}
 
 

@@ -184,7 +184,6 @@ def finetune(options: argparse.Namespace) -> str:
                 names=options.strategy,
                 generic=options.generic,
                 count=options.count,
-                rate=options.rate,
                 device=options.device,
                 say=say,
             )
@@ -221,7 +220,6 @@ def main() -> None:
     kind.add_argument("--strategy", nargs="+", default=[], metavar="NAME", help="default: all but resume")
     kind.add_argument("--generic", type=Path, metavar="FACESET", help="faces of anyone for prior; default: rendered")
     kind.add_argument("--count", type=int, default=500, help="strangers that show the damage")
-    kind.add_argument("--rate", type=float, default=1.0, help="times the learning rate, but for scratch")
     kind.add_argument("--work", type=Path, metavar="DIR", help="keep results here, and do what is not there yet")
     kind.add_argument("--protocol", type=Path, help="default: configs/benchmark.toml")
     kind.add_argument("--recipe", type=Path, help="as of faceswap train; the model is that of the base")

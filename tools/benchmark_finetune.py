@@ -84,7 +84,6 @@ def run(
     names: Sequence[str] = (),  # strategies; none: all
     generic: Path | None = None,  # a faceset of anyone; None: rendered
     count: int = 500,  # strangers
-    rate: float = 1.0,  # times that of the recipe, but for `scratch`
     device: str = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> Row:
@@ -93,7 +92,6 @@ def run(
     if pairs > len(protocol.pairs):
         raise UsageError(f"{pairs} pairs: the protocol has {len(protocol.pairs)}")
     bench = Bench(recipe, checkpoint.find(pretrained.base(base)), work, protocol, count, device, say)
-    faster = bench.recipe.changed(train={"rate": bench.recipe.train.rate * rate})
     most = scratch_images or 10 * images
     found: dict[str, list[Row]] = {}
     ordered = [name for name in names if name == "scratch"] + [name for name in names if name != "scratch"]
@@ -105,16 +103,16 @@ def run(
         for pair, folder in enumerate(casts):
             people = {name: folder / name for name in PEOPLE}
             for name in ordered:
-                job = Job(name, pair, seed, faster, people, bench.base, images)
+                job = Job(name, pair, seed, bench.recipe, people, bench.base, images)
                 if name == "scratch":
-                    job = replace(job, recipe=bench.recipe, base=None, images=most)
+                    job = replace(job, base=None, images=most)
                 try:
                     for record in bench.ways(job, generic):
                         found.setdefault(record["strategy"], []).append(record)
                 except RecipeError as error:  # it is not for this architecture
                     say(f"{name}: left out: {error}")
         if "full" in names:
-            successive.append(bench.successive(faster, casts, seed, images))
+            successive.append(bench.successive(bench.recipe, casts, seed, images))
     labels = [label for name in ordered for label in (name, *DERIVED.get(name, [])) if label in found]
     rows = {label: summary(label, found[label], bench.bytes, found) for label in labels}
     return {
@@ -147,7 +145,7 @@ class Job:
     label: str  # what the row is called: a strategy, or that and more after a comma
     pair: int
     seed: int
-    recipe: Recipe  # resolved
+    recipe: Recipe
     people: Mapping[str, Path]  # name -> faceset
     base: Path | None  # a weight file
     images: int  # of its people, generic ones not counted
@@ -166,6 +164,7 @@ class Job:
     def setup(self) -> Recipe:
         whole = {**NEVER, "images": math.ceil(self.images * self.generic)}
         made = self.recipe.changed(strategy={"name": self.strategy}, train=whole)
+        made = made.resolved(from_base=self.base is not None)
         return made.model_copy(update={"seed": self.recipe.seed + self.seed})
 
 
@@ -185,7 +184,7 @@ class Bench:
         self.base, self.work, self.protocol, self.count, self.say = base, work, protocol, count, say
         self.device = devices.resolve(device)
         self.origin = checkpoint.read_base(base)
-        self.recipe = recipe.over(Recipe().changed(model=self.origin.recipe.model.model_dump())).resolved()
+        self.recipe = recipe.over(Recipe().changed(model=self.origin.recipe.model.model_dump()))
         self.digests = {base: checkpoint.digest(self.origin.part("ema"))}
         self.bytes = base.stat().st_size
         self.model = self.start([]).to(self.device)
@@ -426,7 +425,7 @@ def _psnr(model: FaceModel, batch: Any, person: int) -> Tensor:
 def begin(job: Job, run: Path, device: torch.device) -> Trainer:
     """A training that stands before its first step, as `train.train` would begin it."""
     shutil.rmtree(run, ignore_errors=True)
-    recipe, people = beginning.with_disguise(job.setup(), job.base is not None), list(job.people)
+    recipe, people = job.setup(), list(job.people)
     check_recipe(recipe, len(people))
     fabric = Fabric(**devices.fabric_options(str(device), 1, recipe.train.precision))
     fabric.launch()
