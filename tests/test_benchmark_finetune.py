@@ -94,7 +94,7 @@ def test_what_is_small_is_small_and_harms_nobody(found: tuple[dict[str, Any], Pa
     assert rows["full"]["over_full"] == 0
     gap = rows["embedding"]["swap_psnr"] - rows["full"]["swap_psnr"]
     assert rows["embedding"]["over_full"] == pytest.approx(gap, abs=1e-3)
-    assert rows["scratch"]["images_to_scratch"] <= 24 and rows[HALF]["images_to_scratch"] is None
+    assert rows["scratch"]["ssim_images"] <= 24 and rows[HALF]["ssim_images"] is None
 
 
 def test_people_trained_alone_are_put_together(found: tuple[dict[str, Any], Path]) -> None:
@@ -141,7 +141,7 @@ def test_generic_faces_come_on_top(
     report, _ = measure(tiny, base, tmp_path, names=["prior"], generic=facesets["target"])
     ours, theirs = report["rows"]
     assert (ours["strategy"], theirs["strategy"]) == ("prior", GENERIC) and theirs["curve"][-1]["images"] == 16
-    assert ours["images_to_scratch"] is None and not report["combined"] and not report["successive"]
+    assert ours["swap_psnr_images"] is None and not report["combined"] and not report["successive"]
     monkeypatch.setattr(benchmark_finetune, "FACES", 3)
     bench = Bench(tiny, base / "best.safetensors", tmp_path, PROTOCOL, 4, "cpu", lambda line: None)
     assert len(list(bench.generic().glob("*.png"))) == 3 and bench.generic().parent == tmp_path
@@ -184,11 +184,11 @@ def test_images_to_scratch_are_read_off_the_curve() -> None:
         {"images": 300, "seconds": 9.0, "ssim": 0.9, "swap_psnr": 18.0},
     ]
 
-    def to(ssim: float, psnr: float) -> float | None:
-        return benchmark_finetune.images_to(curve, {"ssim": ssim, "swap_psnr": psnr})
+    def to(**goal: float) -> float | None:
+        return benchmark_finetune.images_to(curve, *goal, goal)
 
-    assert to(0.3, 10) == 50 and to(0.7, 15) == 200 and to(0.1, 10) == 0
-    assert to(0.95, 10) is None and to(0.3, 21) is None
+    assert to(ssim=0.3) == 50 and to(ssim=0.7) == 200 and to(ssim=0.1) == 0 and to(swap_psnr=19) == 90
+    assert to(ssim=0.95) is None and to(swap_psnr=21) is None
 
 
 def test_marks_are_denser_early() -> None:

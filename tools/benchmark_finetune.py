@@ -6,9 +6,9 @@ by their true points. The learning rate does not fall, so that any moment could 
 weights are scored: held-out faces (SSIM and PSNR inside the mask) and the swap (PSNR inside the mask of the target
 drawn as the source, against the true swap). Figures are means over the runs, `_std` their standard deviation.
 
-over_full: dB of the swap more than `full` has in the same pair with the same seed. images_to_scratch: until SSIM and
-swap were both as good as those of `scratch` at its end, in the same pair with the same seed; null unless every run got
-there, `reached_scratch` says how many did. file_bytes: of what is kept to draw with, beside the base if that is needed;
+over_full: dB of the swap more than `full` has in the same pair with the same seed. SCORE_images: until that score was
+as good for the first time as that of `scratch` at its end, in the same pair with the same seed; null unless every run
+got there, SCORE_reached says how many did. file_bytes: of what is kept to draw with, beside the base if that is needed;
 file_share: in units of the base's file. Damage: what strangers, drawn as anyone, lost against the base, and the way of
 the weights; null where nobody is known as anyone.
 
@@ -65,7 +65,6 @@ DERIVED = {"prior": [GENERIC], "full": [HALF, DELTA]}  # rows that come with tha
 COMBINED = ("full", "lora", "film", "embedding")
 FACES = 1000  # generic ones that are rendered if there are none
 FIRST, STEPS = 100, 20  # images at the first mark, which are twice as far apart each time; a STEPSth of all at most
-GOAL = ("ssim", "swap_psnr")
 SCORES = ("swap_psnr", "held_psnr", "ssim")
 DAMAGE = ("psnr_lost", "ssim_lost", "ms_ssim_lost", "distance")
 NEVER = {"preview_images": 10**9, "log_images": 10**9, "save_minutes": 1e9, "decay": 0.0}
@@ -483,9 +482,9 @@ def _of(folder: Path) -> str:
 # ---------------------------------------------------------------- what it comes to
 
 
-def images_to(curve: Sequence[Row], goal: Mapping[str, float]) -> float | None:
-    """Images until every figure was as high as its goal for the first time, linear between marks; None: not."""
-    return reached([{**point, "seconds": point["images"]} for point in curve], dict(goal))
+def images_to(curve: Sequence[Row], score: str, goal: Row) -> float | None:
+    """Images until a score was as high as in `goal` for the first time, linear between marks; None: not."""
+    return reached([{**point, "seconds": point["images"]} for point in curve], {score: goal[score]})
 
 
 def summary(label: str, records: Sequence[Row], base_bytes: int, found: Mapping[str, Sequence[Row]]) -> Row:
@@ -503,17 +502,17 @@ def summary(label: str, records: Sequence[Row], base_bytes: int, found: Mapping[
         for end, full in zip(ends, fulls, strict=True)
     ]
     goals = [same(record, "scratch") for record in records]
-    needed = [
-        None if goal is None else images_to(record["curve"], {name: goal["curve"][-1][name] for name in GOAL})
-        for record, goal in zip(records, goals, strict=True)
-    ]
-    spread["images_to_scratch"] = needed if label not in (HALF, DELTA) else [None]  # scored at their end alone
+    for score in SCORES:
+        spread[f"{score}_images"] = [
+            None if goal is None or label in (HALF, DELTA) else images_to(record["curve"], score, goal["curve"][-1])
+            for record, goal in zip(records, goals, strict=True)
+        ]
     spread["seconds"] = [record["seconds"] for record in records]
     spread |= {name: [record[name] for record in records] for name in DAMAGE}
     row: Row = {"strategy": label, "runs": len(records)}
     for name, values in spread.items():
         row |= dict(zip((name, f"{name}_std"), mean(values), strict=True))
-    row["reached_scratch"] = sum(value is not None for value in spread["images_to_scratch"])
+    row |= {f"{score}_reached": sum(n is not None for n in spread[f"{score}_images"]) for score in SCORES}
     row["trained"] = records[0]["trained"]
     row["file_bytes"] = round(float(np.mean([record["file_bytes"] for record in records])))
     row["file_share"] = round(row["file_bytes"] / base_bytes, 5)
@@ -553,7 +552,8 @@ def text(found: Row) -> str:
         f"{runs} runs each, ± standard deviation over them; {machine_['card'] or machine_['device']}, "
         f"{machine_['threads']} threads, torch {machine_['torch']}."
     )
-    heads = ["", "swap, dB", "over full, dB", "held out, dB", "SSIM", "images to scratch's end", "seconds"]
+    heads = ["", "swap, dB", "over full, dB", "held out, dB", "SSIM"]
+    heads += ["images to scratch's swap", "to its held out", "to its SSIM", "seconds"]
     heads += ["trained", "file, bytes", "of base", *HARM]
     parts = [intro, _table(heads, [[row["strategy"], *_cells(row)] for row in found["rows"]])]
     if found["successive"]:
@@ -594,10 +594,14 @@ def _harm(row: Row) -> list[str]:
     return [*shown, _shown(row, "distance", 2, 100)]
 
 
+def _needed(row: Row, score: str) -> str:
+    if row[f"{score}_images"] is None and (count := row[f"{score}_reached"]):
+        return f"{count} of {row['runs']} got there"
+    return _shown(row, f"{score}_images", 0)
+
+
 def _cells(row: Row) -> list[str]:
     swap, held, ssim = _scores(row)
-    needed = _shown(row, "images_to_scratch", 0)
-    if needed == "-" and row["reached_scratch"]:
-        needed = f"{row['reached_scratch']} of {row['runs']} got there"
+    needed = [_needed(row, score) for score in SCORES]
     size = [f"{row['trained']:,}", f"{row['file_bytes']:,}", f"{100 * row['file_share']:.2f} %"]
-    return [swap, _shown(row, "over_full", 2), held, ssim, needed, _shown(row, "seconds", 0), *size, *_harm(row)]
+    return [swap, _shown(row, "over_full", 2), held, ssim, *needed, _shown(row, "seconds", 0), *size, *_harm(row)]
