@@ -81,6 +81,7 @@ class State:
     progress: Progress = field(default_factory=Progress)
     footage: dict[str, str] = field(default_factory=dict)  # person -> the files its faces come from, in words
     base: Base | None = None
+    consent: str = ""  # what was noted of the people's consent
 
     @property
     def subjects(self) -> list[str]:
@@ -105,6 +106,8 @@ def write(path: Path, state: State) -> None:
     }
     if state.base is not None:
         meta["base"] = json.dumps(asdict(state.base))
+    if state.consent:
+        meta["consent"] = state.consent
     meta["checksum"] = _checksum(tensors, meta)
     with files.whole_file(path, overwrite=True) as partial:
         partial.write_bytes(save_tensors(tensors, meta))
@@ -148,7 +151,8 @@ def _said(path: Path, meta: Mapping[str, str], tensors: dict[str, Tensor]) -> St
         recipe = config.check(config.parse(meta["recipe"], str(path)), str(path))
         progress, people = Progress(**json.loads(meta["progress"])), [str(name) for name in json.loads(meta["people"])]
         base = Base(**json.loads(meta["base"])) if "base" in meta else None
-        return State(recipe, people, tensors, progress, dict(json.loads(meta.get("footage", "{}"))), base)
+        footage, consent = dict(json.loads(meta.get("footage", "{}"))), meta.get("consent", "")
+        return State(recipe, people, tensors, progress, footage, base, consent)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({error}); use another checkpoint") from None
 
@@ -192,6 +196,13 @@ def save(run: Path, state: State, keep: int) -> None:
     found = states(run)
     for old in found[found.index(path) + keep :]:
         old.unlink()
+
+
+def note_consent(run: Path, consent: str) -> None:
+    """Put another note of the people's consent into the weights that a run is drawn with, if there are any."""
+    path = run / "best.safetensors"
+    if path.exists():
+        write(path, replace(read(path), consent=consent))
 
 
 def _ours(run: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from faceswap.options import (
     Finite,
     budget,
     common,
+    consent,
     marking,
     overwrite,
     show,
@@ -93,9 +94,18 @@ def extract(
     "-o", "run", required=True, type=FILE, metavar="RUN", help="Folder of the run; one that is there goes on."
 )
 @click.option("--overwrite", is_flag=True, help="Throw away the run that is there and start anew.")
+@consent
 @partial(common, default=Path("pretrain_96"))
 @budget
-def pretrain(faces: tuple[Path, ...], run: Path, overwrite: bool, recipe: Recipe, device: str, as_json: bool) -> None:
+def pretrain(
+    faces: tuple[Path, ...],
+    run: Path,
+    overwrite: bool,
+    consent: str | None,
+    recipe: Recipe,
+    device: str,
+    as_json: bool,
+) -> None:
     """Train a generic base on the faces of many people, for finetune to start from.
 
     \b
@@ -103,7 +113,8 @@ def pretrain(faces: tuple[Path, ...], run: Path, overwrite: bool, recipe: Recipe
     """
     from faceswap.train import train as start
 
-    show_training(start(recipe, {"anyone": list(faces)}, run, device=device, overwrite=overwrite), as_json)
+    people = {"anyone": list(faces)}
+    show_training(start(recipe, people, run, device=device, overwrite=overwrite, consent=consent), as_json)
 
 
 @main.command()
@@ -141,6 +152,7 @@ def pretrain(faces: tuple[Path, ...], run: Path, overwrite: bool, recipe: Recipe
     "-o", "run", required=True, type=FILE, metavar="RUN", help="Folder of the run; one that is there goes on."
 )
 @click.option("--overwrite", is_flag=True, help="Throw away the run that is there and start anew.")
+@consent
 @common
 @strategy
 @budget
@@ -151,6 +163,7 @@ def finetune(
     generic: tuple[Path, ...],
     run: Path,
     overwrite: bool,
+    consent: str | None,
     recipe: Recipe,
     device: str,
     as_json: bool,
@@ -168,7 +181,7 @@ def finetune(
     people = {"source": list(sources)} | ({"target": list(targets)} if targets else {})
     if base is not None:
         base = find(base, run=None if overwrite else run)
-    report = start(recipe, people, run, device=device, base=base, generic=generic, overwrite=overwrite)
+    report = start(recipe, people, run, device=device, base=base, generic=generic, overwrite=overwrite, consent=consent)
     found = damage.of(report.run, device=device) if report.reason != "interrupted" else None
     if found:
         report = replace(report, damage=asdict(found))
@@ -317,6 +330,7 @@ def merge(
 )
 @workers
 @marking
+@consent
 @common
 @strategy
 @budget
@@ -331,6 +345,7 @@ def swap_(
     source_track: tuple[int, ...],
     work: Path | None,
     overwrite: bool,
+    consent: str | None,
     recipe: Recipe,
     device: str,
     as_json: bool,
@@ -360,6 +375,7 @@ def swap_(
         who=people,
         marks=marks(out),
         workers=workers,
+        consent=consent,
     )
     text = training_text(report.training)
     if report.merge is None:

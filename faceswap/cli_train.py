@@ -52,6 +52,8 @@ def status_text(found: Any) -> str:
         "losses": figures(found.losses),
         "held out": figures(found.held_out),
         "best": f"{known(found.best, '{:.4g}')}, {found.measurements_without_gain} measurements without a gain",
+        "faces of": "; ".join(f"{name}: {files}" for name, files in found.footage.items()) or "not known",
+        "consent": found.consent or "nothing noted",
         "saved": f"at {found.saved_images} images, {found.saved_seconds_ago:.0f} s ago",
     }
     return "\n".join(f"{name:10}{value}" for name, value in rows.items())

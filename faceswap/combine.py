@@ -65,6 +65,7 @@ def combine(
         Progress(images=first.progress.images + second.progress.images),
         {name: state.footage.get(state.people[0], "") for name, state in zip(people, (first, second), strict=False)},
         checkpoint.Base(where, first.base.digest),
+        "; ".join(dict.fromkeys(note for note in (first.consent, second.consent) if note)),
     )
     checkpoint.write(out, state)
     return Report(out, first.base.name, state.progress.images)

@@ -168,6 +168,12 @@ def budget(command: F) -> F:
     return wrapped(command, run, [minutes, images, plateau])
 
 
+def consent(command: F) -> F:
+    """--consent, a note that weight files keep."""
+    words = "Note, kept in every weight file of the run, of who agreed to this use of their face."
+    return click.option("--consent", metavar="TEXT", help=words)(command)
+
+
 def strategy(command: F) -> F:
     """--strategy, which the command finds in `recipe`."""
 

@@ -53,6 +53,7 @@ def swap_pair(
     who: Mapping[str, Who] | None = None,  # whose faces of "source" and "target"; default: who fills most of each
     marks: Marker | None = None,  # default: `provenance.marker(out)`
     workers: int = 1,  # processes that merge side by side
+    consent: str | None = None,  # see `train.train`
 ) -> Report:
     """Swap one person of `source` onto one person of `target`."""
     check_name(out)
@@ -79,7 +80,7 @@ def swap_pair(
         how = recipe.extract if name == "source" else recipe.extract.model_copy(update={"every": 1})
         extraction[name] = extract.extract([path], faceset, how, who=whose[name], device=str(place))
     people, run = {name: [faceset] for name, faceset in facesets.items()}, work / "run"
-    training = train.train(recipe, people, run, device=str(place), base=_base(recipe, run))
+    training = train.train(recipe, people, run, device=str(place), base=_base(recipe, run), consent=consent)
     if training.reason == "interrupted":
         return Report(work, extraction, training, None)
     swapper = swap.Swapper(run, recipe.merge, place)

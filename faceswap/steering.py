@@ -165,6 +165,8 @@ class Status:
     held_out: dict[str, float]  # loss and PSNR per person
     best: float | None  # lowest held-out loss, mean of all people
     measurements_without_gain: int
+    footage: dict[str, str]  # of each person, the files that faces come from
+    consent: str  # what was noted of it
     saved_images: int  # where the newest state stands
     saved_seconds_ago: float
 
@@ -209,6 +211,8 @@ def status(run: Path) -> Status:
         held_out=part("held_out/"),
         best=best if math.isfinite(best) else None,
         measurements_without_gain=progress.stale,
+        footage=head.footage,
+        consent=head.consent,
         saved_images=progress.images,
         saved_seconds_ago=max(0.0, time.time() - saved),
     )

@@ -68,6 +68,7 @@ def train(
     base: Path | None = None,  # a run or file that knows `models.ANYONE`, where a new run starts
     generic: Sequence[Path] = (),  # facesets of anyone, for strategies that have a use for them
     overwrite: bool = False,  # throw away what is in `run`, else continue it
+    consent: str | None = None,  # a note of the people's consent, kept in every weight file; None: as it was
 ) -> Report:
     """Train a model on facesets, or go on where the run was interrupted.
 
@@ -89,11 +90,14 @@ def train(
     with memory.exhausted(fabric.device, recipe):
         trainer = Trainer(fabric, recipe, list(people), run, known(people, origin, state))
         trainer.facesets = {name: [relative(run, folder) for folder in folders] for name, folders in people.items()}
+        trainer.consent = consent if consent is not None else state.consent if state is not None else ""
         trainer.footage = {name: footage([*kept, *held]) for name, (kept, held) in entries.items()}
         trainer.start(state, origin)
         trainer.read(entries)
         if state is None and origin is not None:
             trainer.begin()
+        if state is not None and trainer.consent != state.consent and fabric.is_global_zero:
+            checkpoint.note_consent(run, trainer.consent)
         try:
             return trainer.loop()
         finally:
@@ -171,6 +175,7 @@ class Trainer:
         self.monitor: Monitor | None = None  # of the first process alone
         self.watch: steering.Watch | None = None  # likewise
         self.footage: dict[str, str] = {}
+        self.consent = ""
         self.facesets: dict[str, list[str]] = {}
         self.asked: Callable[[], bool] = lambda: False  # whether somebody wants training to stop
         torch.manual_seed(recipe.seed)
@@ -574,7 +579,7 @@ class Trainer:
             tensors["random.cpu"] = torch.get_rng_state()
             if self.fabric.device.type == "cuda":
                 tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
-        return State(self.recipe, self.known, tensors, self.progress, self.footage, self.base)
+        return State(self.recipe, self.known, tensors, self.progress, self.footage, self.base, self.consent)
 
     def _drawing(self) -> dict[str, Tensor]:
         """What it takes to draw: all averaged weights, or what of them the base does not have."""

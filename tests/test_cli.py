@@ -210,6 +210,7 @@ def test_swap(clips: dict[str, Path], tmp_path: Path) -> None:
 def test_train_status(run: Path) -> None:
     text = faceswap("train", "status", run).stdout
     assert "40 images" in text and "not running" in text and "100.0 % of the budget" in text and "psnr" in text
+    assert "consent   nothing noted" in text and "source: " in text
     found = json.loads(faceswap("train", "status", run, "--json").stdout)
     assert found["images"] == found["saved_images"] == 40 and found["running"] is False and found["share"] == 1
     assert found["losses"].keys() >= {"loss", "ssim"} and 0 < found["best"] < 1

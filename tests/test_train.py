@@ -98,6 +98,23 @@ def test_ten_steps_and_ten_more_are_twenty(
     same(tmp_path / "run", through)
 
 
+def test_a_note_of_consent_stays_with_the_weights(facesets: dict[str, Path], through: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(through, tmp_path / "run")
+
+    def noted() -> set[str]:
+        return {checkpoint.read(path).consent for path in (run / "best.safetensors", checkpoint.states(run)[0])}
+
+    assert noted() == {""}
+    before = checkpoint.read(run / "best.safetensors").tensors
+    fit(run, facesets, consent="both signed")
+    after = checkpoint.read(run / "best.safetensors").tensors
+    assert noted() == {"both signed"} and all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    fit(run, facesets, recipe(train={"images": STEPS * BATCH + BATCH}))
+    assert noted() == {"both signed"} and newest(run).progress.images == STEPS * BATCH + BATCH
+    fit(run, facesets, consent="")
+    assert noted() == {""}
+
+
 def command(run: Path, facesets: dict[str, Path], *more: str) -> list[str]:
     """`faceswap finetune` with the recipe above."""
     settings = [
