@@ -212,7 +212,7 @@ class Recipe(Section):
 
         Width 16 up to 96, 24 up to 160, 48 up to 256, then 64; code 128 up to 96, 256 up to 256, then 512; batch 8.
         From nothing: learning rate 6e-4 * sqrt(64 / R) after 1600 images, no input disguised. From a base, which can
-        draw already but lets much of who it is through its bottleneck: twice that rate after 160 images, half of the
+        draw already but lets much of who it is through its bottleneck: twice that rate after 160 images, a quarter of the
         inputs disguised.
         """
         size, part = self.model.resolution, self.model
@@ -227,7 +227,7 @@ class Recipe(Section):
             },
             data={
                 "batch": self.data.batch or 8,
-                "disguise": (0.5 if from_base else 0.0) if self.data.disguise == OPEN else self.data.disguise,
+                "disguise": (0.25 if from_base else 0.0) if self.data.disguise == OPEN else self.data.disguise,
             },
             train={
                 "rate": self.train.rate or round((12e-4 if from_base else 6e-4) * (64 / size) ** 0.5, 7),

@@ -85,7 +85,7 @@ class Commands(click.Group):
                 raise
             raise Failure(f"{error.filename}: {error.strerror}", 1) from error
         except KeyboardInterrupt:
-            raise Failure("interrupted; nothing half-written is left", INTERRUPTED) from None
+            raise Failure("interrupted; nothing unfinished stands under its final name", INTERRUPTED) from None
 
 
 def wrapped(command: F, run: Callable[..., Any], options: Sequence[Callable[..., Any]]) -> F:
