@@ -2,7 +2,8 @@
 arXiv 2208.12242).
 
 With generic faces, which stand for `ANYONE`, these are drawn too. Without any, the two people's own faces, drawn as
-`ANYONE`, must stay as the base draws them (Li & Hoiem, Learning without Forgetting, arXiv 1606.09282).
+`ANYONE`, must stay as the base draws them (Li & Hoiem, Learning without Forgetting, arXiv 1606.09282); what tells
+people from photos rests then, as it would learn to tell these two.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ class Prior(Strategy):
     def prepare(self, model: FaceModel, people: int) -> list[dict[str, Any]]:
         self.anyone = model.people - 1
         self.base = None if people == model.people else deepcopy(model).requires_grad_(False)
-        return groups(model, free(model, model.people, every=True), self.rate)
+        return groups(model, free(model, people, every=True), self.rate)
 
     def losses(self, model: nn.Module, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
         if self.base is None:
