@@ -131,7 +131,7 @@ def score_run(
     shots = dict(zip(wanted, truth.shots(wanted), strict=True))
     swapper = swap.Swapper(weights, recipe.merge, place)
     recalled = swap.recalling(work / "target", clips["target"])
-    frames = (frame for frame in read_frames(clips["target"]) if frame.index in shots)
+    frames, size = (frame for frame in read_frames(clips["target"]) if frame.index in shots), swapper.models[0].size
     detected = [(frame, recalled.get(frame.index, [])) for frame in frames]
     plain = {frame.index: np.asarray(frame.image) for frame, _ in detected}
     if missing := len(wanted) - len(plain):
@@ -140,10 +140,10 @@ def score_run(
         notes.append(f"in {missed} of {len(wanted)} frames extraction found no face: they were not swapped")
     swapped = {frame.index: np.asarray(frame.image) for frame, _ in swapper(detected)}
     best = {
-        frame.index: recropped(plain[frame.index], shots[frame.index].image, faces, swapper.size, recipe)
+        frame.index: recropped(plain[frame.index], shots[frame.index].image, faces, size, recipe)
         for frame, faces in detected
     }
-    videos = {"swap": swapped, "floor: target unswapped": plain, f"ceiling: truth at {swapper.size} px": best}
+    videos = {"swap": swapped, "floor: target unswapped": plain, f"ceiling: truth at {size} px": best}
     detector = detectors.build(recipe.extract.detector, threshold=0.5, min_size=SIZE / 4, device=str(place))
     yardstick = Yardstick(truth, shots, numbers, detector, recipe.merge, recalled)
     rows: Rows = {name: yardstick.score(images) for name, images in videos.items()}

@@ -220,15 +220,31 @@ def combine(
 
 @main.command()
 @click.argument("video", type=FILE)
+@click.option("--model", type=FILE, metavar="RUN_OR_FILE", help="Run of faceswap finetune, or a weight file of one.")
 @click.option(
-    "--model",
-    required=True,
-    type=FILE,
-    metavar="RUN_OR_FILE",
-    help="Run of faceswap finetune, or a weight file of one.",
+    "--map",
+    "cast",
+    multiple=True,
+    metavar="PICTURE=RUN",
+    help="Instead of --model: RUN draws who is in PICTURE, or track:N=RUN. Give it for each person.",
 )
 @click.option("--faces", type=FILE, metavar="FACESET", help="Swap the faces that were extracted from VIDEO, no others.")
 @click.option("-o", "out", type=FILE, metavar="OUT.mp4", help="Video to make.")
+@click.option(
+    "--plan", type=FILE, metavar="PLAN.toml", help="Sections [[shot]] that change the recipe by frames and tracks."
+)
+@click.option(
+    "--range",
+    "part",
+    metavar="FROM-TO",
+    help="Only these frames, both included and counted from 0, or times: 100-250, 100-, 0:04-0:10.",
+)
+@click.option(
+    "--preview",
+    type=click.IntRange(0),
+    metavar="FRAME",
+    help="Make a picture instead, -o NAME.png: the face of that frame in several ways; quick with --faces.",
+)
 @click.option(
     "--frames", type=FILE, metavar="DIR", help="Make images instead, one per frame; VIDEO may be a folder of images."
 )
@@ -244,7 +260,11 @@ def combine(
 @common
 def merge(
     video: Path,
-    model: Path,
+    model: Path | None,
+    cast: tuple[str, ...],
+    plan: Path | None,
+    part: str | None,
+    preview: int | None,
     base: Path | None,
     strength: float,
     faces: Path | None,
@@ -268,7 +288,16 @@ def merge(
     \b
     Example: faceswap merge bert.mp4 --model anna_as_bert -o swapped.mp4
     Example: faceswap merge bert.mp4 --model anna_as_bert --frames layers --alpha
+    Example: faceswap merge both.mp4 --map bert.jpg=anna_as_bert --map carl.jpg=dora_as_carl -o swapped.mp4
+    Example: faceswap merge bert.mp4 --model anna_as_bert --plan plan.toml --range 100-250 -o part.mp4
+    Example: faceswap merge bert.mp4 --model anna_as_bert --preview 120 -o ways.png
     """
+    if (model is None) == (not cast):
+        raise click.UsageError("expected --model RUN_OR_FILE or --map PICTURE=RUN, one of the two")
+    if cast and who is not None:
+        raise click.UsageError("--map says already whose faces are swapped; leave out the other option")
+    if preview is not None and (frames or part or workers > 1):
+        raise click.UsageError("--preview makes one picture, -o NAME.png; leave out --frames, --range and --workers")
     made = out or frames
     if made is None or (out and frames):
         raise click.UsageError("expected -o OUT.mp4 or --frames DIR, one of the two")
@@ -278,32 +307,44 @@ def merge(
         raise click.UsageError("--workers belongs to -o; images are made by one process")
     if faces is not None and who is not None:
         raise click.UsageError("--faces says already whose faces are swapped; leave out the other option")
-    from faceswap import files, stills, swap
+    from faceswap import files, shots, stills, swap, variants
     from faceswap.devices import resolve
+    from faceswap.segments import WHOLE
     from faceswap.video import check_name, frame_count, probe
+    from faceswap.who import cast_by_number, cast_of
 
-    if out is not None:
-        check_name(out)
-        files.refuse_same(out, [video])
-        files.refuse_existing(out, overwrite)
-        probe(video)
-    else:
+    if out is None:
         stills.check(made, video)
         frame_count(video)
-    place, marked = resolve(device), marks(made, stills=out is None)
-    swapper = swap.Swapper(model, recipe.merge, place, base=base, strength=strength)
+    else:
+        variants.check(out) if preview is not None else check_name(out)
+        files.refuse_same(out, [video])
+        files.refuse_existing(out, overwrite)
+        frame_count(video) if preview is not None else probe(video)
+    sections = shots.load(plan) if plan else ()
+    wanted = shots.part_of(video, part) if part else WHOLE
+    people, weights = cast_of(cast) if model is None else (None, [model])
+    place, marked = resolve(device), marks(made, stills=out is None or preview is not None)
+    swapper = swap.Swapper(weights, recipe.merge, place, shots=sections, base=base, strength=strength)
     if faces:
         found = swap.recalling(faces, video)
+        found = cast_by_number(found, people) if people else found
     else:
         every_frame = recipe.extract.model_copy(update={"every": 1})
-        found = swap.detecting(video, every_frame, str(place), who, made)
-    if out is not None:
-        report = swap.swap_video(video, out, swapper, found, overwrite=overwrite, marks=marked, workers=workers)
+        kept_by = made if preview is None else None
+        found = swap.detecting(video, every_frame, str(place), people or who, kept_by)
+    if plan:
+        shots.tell_idle(plan, sections, found)
+    how = {"overwrite": overwrite, "marks": marked}
+    if preview is not None:
+        picture = variants.preview(video, preview, made, swapper, found, **how)
+        show(picture, f"{picture.picture}: frame {preview}, {len(picture.tiles)} tiles", as_json)
+    elif out is not None:
+        report = swap.swap_video(video, out, swapper, found, workers=workers, part=wanted, **how)
         show(report, merge_text(report), as_json)
-        return
-    how = {"alpha": alpha, "form": form or "png", "overwrite": overwrite, "marks": marked}
-    images = stills.write_stills(video, made, swapper, found, **how)
-    show(images, stills_text(images), as_json)
+    else:
+        images = stills.write_stills(video, made, swapper, found, alpha=alpha, form=form or "png", part=wanted, **how)
+        show(images, stills_text(images), as_json)
 
 
 @main.command("swap")

@@ -212,8 +212,8 @@ class Recipe(Section):
 
         Width 16 up to 96, 24 up to 160, 48 up to 256, then 64; code 128 up to 96, 256 up to 256, then 512; batch 8.
         From nothing: learning rate 6e-4 * sqrt(64 / R) after 1600 images, no input disguised. From a base, which can
-        draw already but lets much of who it is through its bottleneck: twice that rate after 160 images, a quarter of the
-        inputs disguised.
+        draw already but lets much of who it is through its bottleneck: twice that rate after 160 images, a quarter of
+        the inputs disguised.
         """
         size, part = self.model.resolution, self.model
         width = part.width or (16 if size <= 96 else 24 if size <= 160 else 48 if size <= 256 else 64)
@@ -271,7 +271,7 @@ def load(path: Path | None = None, settings: Sequence[str] = (), seed: int | Non
 def load_benchmark(path: Path | None = None) -> Benchmark:
     """The protocol of the truth benchmark: that of a file, or the one that ships."""
     path = path or shipped("configs") / PROTOCOL
-    protocol = _checked(Benchmark, parse(_read(path), str(path)), str(path))
+    protocol = checked(Benchmark, parse(_read(path), str(path)), str(path))
     if protocol.frames < 2:
         raise RecipeError(f"{path}: clips of {protocol.frames} frames; expected at least 2: raise seconds or rate")
     if not (protocol.images or protocol.minutes):
@@ -302,10 +302,10 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
 def check(values: Mapping[str, Any], where: str) -> Recipe:
     """Plain values to a recipe; `RecipeError` on the first mistake."""
-    return _checked(Recipe, values, where)
+    return checked(Recipe, values, where)
 
 
-def _checked(kind: type[Checked], values: Mapping[str, Any], where: str) -> Checked:
+def checked(kind: type[Checked], values: Mapping[str, Any], where: str) -> Checked:
     try:
         return kind.model_validate(values)
     except ValidationError as error:

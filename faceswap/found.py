@@ -43,6 +43,7 @@ def read(path: Path) -> FoundFaces:
                 int(arrays["track"][i]) if arrays["track"][i] >= 0 else None,
                 next(places) if arrays["has_place"][i] else None,
                 Path(str(arrays["mask"][i])) if arrays["mask"][i] else None,
+                int(arrays["model"][i]),
             )
             found.setdefault(frame, []).append(face)
     except (OSError, ValueError, KeyError, IndexError, StopIteration, zipfile.BadZipFile) as error:
@@ -76,6 +77,7 @@ def _arrays(found: FoundFaces) -> dict[str, NDArray[Any]]:
         "has_place": np.array([face.place is not None for face in faces], np.bool_),
         "place": _stacked([face.place for face in faces if face.place is not None], (2, 3), np.float64),
         "mask": np.array(["" if face.mask is None else str(face.mask) for face in faces], np.str_),
+        "model": np.array([face.model for face in faces], np.int64),
     }
 
 

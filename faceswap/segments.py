@@ -46,7 +46,7 @@ from faceswap.video import (
 )
 
 VERSION = 1  # of what lies in the folder
-ENDLESS = 10**9  # segments: a run up to the end of the video, wherever that is
+WHOLE = range(10**12)  # frames: up to the end of the video, wherever that is
 RUNS = 4  # per process: fewer waste less on frames that two runs need, more keep all busy to the end
 POLL = 0.5  # seconds between looks at what other processes have made
 
@@ -66,10 +66,19 @@ class Plan:
     length: int  # frames of a segment
     reach: int  # frames before and after a frame that have a say in it
     batch: int  # frames drawn together: reading begins and ends at a multiple of it
+    frames: range = WHOLE  # of the video, that are made: the first segment begins with the first of them
     stamps: tuple[int, ...] | None = None  # `time_stamps` of the video if they can be relied on
 
     def path(self, number: int, suffix: str) -> Path:
         return self.folder / f"{number:05d}.{suffix}"
+
+    def inside(self, run: range) -> range:
+        """The frames of a run of segments."""
+        return self.frames[run.start * self.length : run.stop * self.length]
+
+    def count(self, frames: int | None) -> int | None:
+        """How many frames are made, if the video has so many."""
+        return None if frames is None else len(range(frames)[self.frames.start : self.frames.stop])
 
 
 @dataclass(frozen=True)
@@ -109,11 +118,11 @@ class Stopped(Exception):  # noqa: N818
 
 
 def write(plan: Plan, run: range, draw: Draw, tick: Callable[[], None] = lambda: None) -> int | None:
-    """Make the segments `run`; returns how many frames the video has, if its end was met.
+    """Make the segments `run`; returns how many frames are made in all, if the end of the video was met.
 
     Raises `SeekError` if the plan's time stamps are wrong; the segments that are there are not to be used then.
     """
-    wanted = range(run.start * plan.length, run.stop * plan.length)
+    wanted = plan.inside(run)
     start = max(0, wanted.start - plan.reach) // plan.batch * plan.batch
     stop = -(-(wanted.stop + plan.reach) // plan.batch) * plan.batch
     end: list[int] = []
@@ -128,9 +137,9 @@ def write(plan: Plan, run: range, draw: Draw, tick: Callable[[], None] = lambda:
         end.append(count)
 
     made = takewhile(lambda one: one[0].index < wanted.stop, draw(reading(), wanted))
-    for number, frames in groupby(made, lambda one: one[0].index // plan.length):
+    for number, frames in groupby(made, lambda one: (one[0].index - plan.frames.start) // plan.length):
         _write_one(plan, number, frames, tick)
-    return end[0] if end else None
+    return plan.count(end[0]) if end else None
 
 
 def _write_one(plan: Plan, number: int, made: Iterable[tuple[Frame, int]], tick: Callable[[], None]) -> None:
@@ -191,7 +200,7 @@ class Parts:
     def __init__(self, plan: Plan, out: Path) -> None:
         self.plan, self.out = plan, out
         self.notes: dict[int, Note] = {}  # by number; without their packets, which are read again
-        self._frames: int | None = None  # of the whole video; None: not known yet
+        self._frames: int | None = None  # that are made in all; None: not known yet
         self._bytes = self._done = 0  # of the segments that are there; their frames
 
     @property
@@ -225,13 +234,13 @@ class Parts:
             self._fill(work, 1)
 
     def _fill(self, work: Work, workers: int) -> None:
-        seek = workers > 1 or any(run.start for run in self._missing(1))
+        seek = workers > 1 or any(self.plan.inside(run).start for run in self._missing(1))
         if seek and not (self.folder / "distrust").exists():
             self._find_stamps()
         if workers > 1 and self.plan.stamps is None:
             console.say(f"{self.plan.video.name}: made by one worker, as the others cannot find their frames in it")
             workers = 1
-        runs, total = self._missing(workers), self._frames or frame_count(self.plan.video)
+        runs, total = self._missing(workers), self._total()
         with console.Meter(f"merging {self.plan.video.name}", total, "frames") as meter:
             meter.start_at(self._done)
             if workers == 1 or not runs:
@@ -303,13 +312,17 @@ class Parts:
 
     def shortage(self) -> str:
         """How much room is missing, in words: what is to come, by the size of what is there."""
-        total = self._frames or frame_count(self.plan.video)
+        total = self._total()
         if not self._done or not total:
             return "how much is missing cannot be said before a segment is whole"
         whole = self._bytes * max(total, self._done) / self._done
         free = shutil.disk_usage(self.folder).free
         missing = max(1, 2 * whole - self._bytes - free)  # the rest of the segments, and the file itself
         return f"about {max(1, round(missing / 1e6))} MB more are needed"
+
+    def _total(self) -> int | None:
+        """Frames that are made in all, or should be by the video's header."""
+        return self._frames or self.plan.count(frame_count(self.plan.video))
 
     def kept(self) -> str:
         """What a later start will find, in words."""
@@ -336,9 +349,7 @@ class Parts:
 
     def _missing(self, workers: int) -> list[range]:
         """Runs of segments to be made; the last may be endless."""
-        length = self.plan.length
-        last = max(self.notes, default=-1) + 1
-        stop = last + ENDLESS if self._frames is None else -(-self._frames // length)
+        stop = -(-(len(self.plan.frames) if self._frames is None else self._frames) // self.plan.length)
         gaps: list[range] = []
         start = 0
         for number in [*sorted(self.notes), stop]:
@@ -356,15 +367,15 @@ class Parts:
         if stamps is not None:
             base = form.info.time_base
             for number in self.notes:
-                first = number * self.plan.length
-                said = [form.tick(stamp * base) for stamp in stamps[first : first + self.plan.length]]
+                inside = self.plan.inside(range(number, number + 1))
+                said = [form.tick(stamp * base) for stamp in stamps[inside.start : inside.stop]]
                 if said != _read(self.plan.path(number, "json")).times:
                     stamps = None
                     break
         if stamps is None:
             self._distrust()
         else:
-            self.plan, self._frames = replace(self.plan, stamps=tuple(stamps)), len(stamps)
+            self.plan, self._frames = replace(self.plan, stamps=tuple(stamps)), self.plan.count(len(stamps))
 
     def _distrust(self) -> None:
         """From now on read from the beginning: also after another start, for the same numbers of frames."""

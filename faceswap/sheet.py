@@ -53,7 +53,7 @@ def _strip(faces: Faces, rows: Rows, by: str, shown: int) -> Picture:
     for i, image in enumerate(images):
         y, x = LABEL + i // COLUMNS * CELL, i % COLUMNS * CELL
         if image is None:
-            _write(strip, "damaged", (x + 8, y + CELL // 2), 0.5)
+            label(strip, "damaged", (x + 8, y + CELL // 2), 0.5)
         else:
             strip[y : y + CELL, x : x + CELL] = image
     about = track_of(faces, rows)
@@ -62,11 +62,11 @@ def _strip(faces: Faces, rows: Rows, by: str, shown: int) -> Picture:
         words.insert(0, f"track {about.name}")
     if by != "all":
         words.append(f"{about.span} of {about.source}")
-    _write(strip, "   ".join(words), (6, LABEL - 8), 0.55)
+    label(strip, "   ".join(words), (6, LABEL - 8), 0.55)
     return strip
 
 
-def _write(image: Picture, words: str, at: tuple[int, int], scale: float) -> None:
+def label(image: Picture, words: str, at: tuple[int, int], scale: float) -> None:
     """White text; what the font of OpenCV lacks becomes a question mark."""
     plain = words.encode("ascii", "replace").decode()
     cv2.putText(image, plain, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)

@@ -33,6 +33,7 @@ from faceswap import align, blend, console, files, segments
 from faceswap.errors import OutputExistsError, UsageError
 from faceswap.found import FoundFaces
 from faceswap.provenance import Marker, marker, noted, packet
+from faceswap.segments import WHOLE
 from faceswap.swap import Laid, Swapper, what_decides
 from faceswap.video import CONTAINERS, Frame, frame_count, is_image, probe, read_frames
 
@@ -250,12 +251,13 @@ def write_stills(
     form: str = "png",  # of FORMATS
     overwrite: bool = False,
     marks: Marker | None = None,  # default: `provenance.marker(folder)`
+    part: range = WHOLE,  # frames of which images are made; each is called, and the same, as in the whole
 ) -> Report:
     """Swap the faces in `footage` into the folder of images `folder`, a file per frame, and `faces.json`.
 
-    What is there of the same work is kept; the images are the same, bit for bit, as without an interruption. `alpha`
-    gives the drawn faces alone. `UsageError`: the folder holds other files, or `overwrite` is false and it holds images
-    of other work, or one that was changed.
+    What is there of the same work is kept, also beside `part`; the images are the same, bit for bit, as without an
+    interruption. `alpha` gives the drawn faces alone. `UsageError`: the folder holds other files, or `overwrite`
+    is false and it holds images of other work, or one that was changed.
     """
     started = time.monotonic()
     check(folder, footage)
@@ -274,13 +276,13 @@ def write_stills(
         folder.mkdir(exist_ok=True)
         notes = _keep(folder, key, made_from, overwrite)
         kept = len(notes)
-        if not _is_done(folder, key, notes):
+        if not _is_done(folder, key, notes, part):
             if kept:
                 console.say(f"{folder}: {kept} images are kept from an earlier start")
             writer = _Writer(folder, form, key, tags)
-            for note in writer.write(_drawn(footage, swapper, found, alpha, set(notes))):
+            for note in writer.write(_drawn(footage, swapper, found, alpha, set(notes), part)):
                 notes[note.frame] = note
-            _write_index(folder, footage, swapper, key, made_from, tags, form, notes)
+            _write_index(folder, footage, swapper, key, made_from, tags, form, notes, part)
     shutil.rmtree(work)
     faces = [len(note.faces) for note in notes.values()]
     if not any(faces):
@@ -289,26 +291,32 @@ def write_stills(
     return Report(folder, len(notes), kept, swapped, sum(faces), time.monotonic() - started)
 
 
-def _is_done(folder: Path, key: str, notes: Mapping[int, Note]) -> bool:
+def _is_done(folder: Path, key: str, notes: Mapping[int, Note], part: range) -> bool:
     index = _index(folder) or {}
-    return index.get("key") == key and all(row["frame"] in notes for row in index["frames"])
+    if index.get("key") != key or not all(row["frame"] in notes for row in index["frames"]):
+        return False
+    return bool(index["whole"]) or (part != WHOLE and all(number in notes for number in part))
 
 
 def _drawn(
-    footage: Path, swapper: Swapper, found: FoundFaces, alpha: bool, there: set[int]
+    footage: Path, swapper: Swapper, found: FoundFaces, alpha: bool, there: set[int], part: range
 ) -> Iterator[tuple[Frame, Image, list[Laid]]]:
-    """The pictures that are not there. Frames are drawn with those of their batch, and with all that they depend on."""
+    """The pictures of `part` that are not there. Frames are drawn with those of their batch, and with all that they
+    depend on."""
     batch, reach = swapper.recipe.batch, swapper.reach
 
     def needed() -> Iterator[Frame]:
         total = frame_count(footage)
         for frame in console.track(read_frames(footage), f"merging {footage.name}", total, "frames"):
             first = frame.index // batch * batch
-            if any(index not in there for index in range(max(0, first - reach), first + batch + reach)):
+            if first - reach >= part.stop:
+                return
+            near = range(max(part.start, first - reach), min(first + batch + reach, part.stop))
+            if any(index not in there for index in near):
                 yield frame
 
     for frame, faces in swapper.faces((frame, found.get(frame.index, [])) for frame in needed()):
-        if frame.index not in there:
+        if frame.index in part and frame.index not in there:
             yield frame, *picture(swapper, frame, faces, alpha)
 
 
@@ -354,6 +362,7 @@ def _write_index(
     tags: Mapping[str, str],
     form: str,
     notes: Mapping[int, Note],
+    part: range,
 ) -> None:
     images = footage.is_dir() or is_image(footage)
     info = None if images else probe(footage)
@@ -365,6 +374,7 @@ def _write_index(
         "rate": None if info is None else str(info.rate),  # frames/s
         "colors": None if info is None else asdict(info.colors),  # by ITU-T H.273
         "source": swapper.name,  # who is drawn
+        "whole": part == WHOLE,  # or only some of the footage's frames
         "alpha": "straight" if made_from["kind of image"]["alpha"] else None,
         "frames": [
             {"file": f"{number:06d}.{form}", "frame": number, "time": note.time, "footage": note.source}

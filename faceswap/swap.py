@@ -1,9 +1,10 @@
 """Frame to frame, video to video: draw the target's faces as the source and put them back."""
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 import faceswap
-from faceswap import align, blend, checkpoint, color, console, detail, files, masks, segments
+from faceswap import align, blend, checkpoint, color, console, detail, files, masks, segments, shots
 from faceswap import found as kept
 from faceswap.config import ExtractRecipe, MergeRecipe
 from faceswap.detectors import Face
@@ -23,13 +24,17 @@ from faceswap.faceset import Entry, Faceset, read_mask
 from faceswap.found import FoundFaces
 from faceswap.models import ANYONE, FaceModel
 from faceswap.provenance import Marker, marker
-from faceswap.video import Frame, VideoWriter, form_like, image_files
-from faceswap.who import Finder, Who
+from faceswap.segments import WHOLE
+from faceswap.shots import Shots
+from faceswap.video import Frame, Part, VideoWriter, form_like, frame_times, image_files
+from faceswap.who import Cast, Finder, Who
 
 Detected = tuple[Frame, list[Face]]
+Asked = tuple[Face, MergeRecipe]  # a face to be drawn, and the recipe that holds for it there
 Drawn = tuple[NDArray[np.float32], NDArray[np.float32]]  # face and mask
 
 SOURCE, TARGET = 0, 1  # whom to draw: pairs are trained as source, target
+MEASURED = ("color", "mask", "scale", "restore", "restored")  # keys of a recipe on which what is measured depends
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Report:
 class Known:
     """What is remembered of a face for the frames around."""
 
+    recipe: MergeRecipe  # that holds for it there
     state: color.State  # what the colour transfer measured
     now: color.State  # what was seen of blur and grain, see `detail.look`
     middle: color.Numbers  # (2,) where the face lies in its frame
@@ -68,14 +74,32 @@ class Laid(Known):
 class Drawer:
     """What another process makes the same `Swapper` of."""
 
-    weights: Path
+    weights: tuple[Path, ...]
     recipe: MergeRecipe
     device: torch.device
+    shots: Shots
     base: Path | None
     strength: float
 
     def swapper(self) -> "Swapper":
-        return Swapper(self.weights, self.recipe, self.device, base=self.base, strength=self.strength)
+        return Swapper(self.weights, self.recipe, self.device, shots=self.shots, base=self.base, strength=self.strength)
+
+
+class Model:
+    """What draws the faces of one person: canonical crops (R, R, 3) uint8 RGB -> faces and masks, see `draw`."""
+
+    def __init__(self, weights: Path, device: torch.device, base: Path | None, strength: float) -> None:
+        """`CheckpointError` if `weights` is unusable or knows nobody in particular."""
+        self.network, state = checkpoint.load_model(weights, base, strength)
+        if state.subjects == [ANYONE]:
+            raise CheckpointError(f"{weights}: a base, which knows nobody; expected a run of faceswap finetune")
+        self.name = f"{checkpoint.find(weights).name} {state.progress.images} images"
+        self.weights, self.device, self.people = weights, device, len(state.subjects)
+        self.size = state.recipe.model.resolution
+        self.network.to(device)
+
+    def __call__(self, crops: Sequence[NDArray[Any]], person: int, batch: int) -> Iterator[Drawn]:
+        return draw(self.network, crops, person, batch, self.device)
 
 
 class Swapper:
@@ -83,27 +107,44 @@ class Swapper:
 
     def __init__(
         self,
-        weights: Path,  # a run or a file of one
+        weights: Path | Sequence[Path],  # a run or a file of one; several: `Face.model` says which draws a face
         recipe: MergeRecipe,
         device: torch.device,
         *,
+        shots: Shots = (),  # where the recipe is another
         base: Path | None = None,  # where the base lies, if it is needed and not where it was
         strength: float = 1.0,  # of what was trained, beside the base
     ) -> None:
         """`CheckpointError` if `weights` is unusable or knows nobody in particular."""
-        self.made_from = Drawer(weights, recipe, device, base, strength)
-        self.model, state = checkpoint.load_model(weights, base, strength)
-        if state.subjects == [ANYONE]:
-            raise CheckpointError(f"{weights}: a base, which knows nobody; expected a run of faceswap finetune")
-        self.name = f"{checkpoint.find(weights).name} {state.progress.images} images"
-        self.size, self.recipe, self.device = state.recipe.model.resolution, recipe, device
-        self.model.to(device)
-        # a wrong name is said before the work begins
-        self.transfer, self.blend = color.get(recipe.color), blend.get(recipe.blend)
-        if masks.check(recipe.mask) in masks.OF_TARGET and len(state.subjects) < 2:
-            raise UsageError(f"merge.mask = {recipe.mask!r}: {weights} knows one person only; expected a pair")
-        self.restorer = detail.Restorer(Path(recipe.restore), cuda=device.type == "cuda") if recipe.restore else None
-        self.reach = max(recipe.steady, int(recipe.motion_blur > 0))  # frames before and after that a frame depends on
+        paths = (weights,) if isinstance(weights, Path) else tuple(weights)
+        self.models = [Model(path, device, base, strength) for path in paths]
+        self.name = ", ".join(model.name for model in self.models)
+        self.recipe, self.device = recipe, device
+        self._plan(Drawer(paths, recipe, device, shots, base, strength))
+
+    def _plan(self, made_from: Drawer) -> None:
+        """A wrong name is said before the work begins."""
+        self.made_from, self.shots = made_from, made_from.shots
+        every = shots.recipes(self.recipe, self.shots)
+        for recipe in every:
+            color.get(recipe.color), blend.get(recipe.blend)
+            alone = next((model for model in self.models if model.people < 2), None)
+            if masks.check(recipe.mask) in masks.OF_TARGET and alone is not None:
+                raise UsageError(
+                    f"merge.mask = {recipe.mask!r}: {alone.weights} knows one person only; expected a pair"
+                )
+        cuda = self.device.type == "cuda"
+        self.restorers = {
+            path: detail.Restorer(Path(path), cuda=cuda) for path in sorted({recipe.restore for recipe in every} - {""})
+        }
+        # frames before and after that a frame depends on
+        self.reach = max(max(recipe.steady, int(recipe.motion_blur > 0)) for recipe in every)
+
+    def otherwise(self, more: Shots) -> "Swapper":
+        """One with the same models and more sections of a plan, which win."""
+        other = copy(self)
+        other._plan(replace(self.made_from, shots=(*self.shots, *more)))
+        return other
 
     def __call__(self, detected: Iterable[Detected], wanted: range | None = None) -> Iterator[tuple[Frame, int]]:
         """Each frame in order with the number of faces replaced; one without a face is passed on untouched.
@@ -127,49 +168,74 @@ class Swapper:
 
     def _drawn(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, list[Laid]]]:
         """The faces of several frames are drawn together: of the same ones, wherever one begins."""
-        waiting: list[Detected] = []
+        waiting: list[tuple[Frame, list[Asked]]] = []
         for frame, faces in detected:
             if waiting and frame.index // self.recipe.batch != waiting[0][0].index // self.recipe.batch:
                 yield from self._draw_together(waiting)
                 waiting = []
-            waiting.append((frame, faces[: self.recipe.max_faces or None]))
+            waiting.append((frame, self._asked(frame, faces)))
         yield from self._draw_together(waiting)
 
-    def _draw_together(self, detected: list[Detected]) -> Iterator[tuple[Frame, list[Laid]]]:
-        places = [face.matrix(self.size) for _, faces in detected for face in faces]
-        owners = [frame for frame, faces in detected for _ in faces]
-        crops = [cut_out(frame, matrix, self.size) for frame, matrix in zip(owners, places, strict=True)]
-        drawn = zip(crops, self.draw(crops), self._target_masks(crops), places, strict=True)
-        for frame, faces in detected:
+    def _asked(self, frame: Frame, faces: Sequence[Face]) -> list[Asked]:
+        """The faces that are to be drawn, each with the recipe that holds for it."""
+        largest = faces[: self.recipe.max_faces or None]
+        ways = [shots.recipe_at(self.recipe, self.shots, frame.index, face.track) for face in largest]
+        return [(face, recipe) for face, recipe in zip(largest, ways, strict=True) if recipe is not None]
+
+    def _draw_together(self, asked: list[tuple[Frame, list[Asked]]]) -> Iterator[tuple[Frame, list[Laid]]]:
+        faces = [(frame, face, recipe) for frame, some in asked for face, recipe in some]
+        sizes = [self.models[face.model].size for _, face, _ in faces]
+        places = [face.matrix(size) for (_, face, _), size in zip(faces, sizes, strict=True)]
+        crops = [cut_out(frame, matrix, size) for (frame, _, _), matrix, size in zip(faces, places, sizes, strict=True)]
+        sources = self._drawn_as(SOURCE, crops, [(i, face.model) for i, (_, face, _) in enumerate(faces)])
+        of_target = [(i, face.model) for i, (_, face, way) in enumerate(faces) if way.mask in masks.OF_TARGET]
+        targets = self._drawn_as(TARGET, crops, of_target)
+        number = 0
+        for frame, some in asked:
             laid = []
-            for found in faces:
-                crop, (face, mask), target, matrix = next(drawn)
-                size, by = len(mask), self.recipe.scale
+            for found, recipe in some:
+                crop, matrix, (face, mask) = crops[number], places[number], sources[number]
+                target = targets[number][1] if number in targets else None
+                number += 1
+                size, by = len(mask), recipe.scale
                 limit = bound(found, matrix, size)
                 if by != 1 and found.mask is not None:  # what the user drew stays where it is in the frame
                     limit = align.crop(limit, detail.scaled(np.eye(2, 3), size, by), size)
-                mask = masks.chosen(self.recipe.mask, mask, limit, target)
-                if self.restorer is not None:
-                    face, size = self.restorer(face, self.recipe.restored), detail.SIDE
+                mask = masks.chosen(recipe.mask, mask, limit, target)
+                if recipe.restore:
+                    face, size = self.restorers[recipe.restore](face, recipe.restored), detail.SIDE
                     mask, matrix = align.resize(mask, size), matrix * (size / len(crop))
                     crop = cut_out(frame, matrix, size)
-                state = self.transfer.measure(face, crop.astype(np.float32) / np.float32(255), mask)
+                plate = crop.astype(np.float32) / np.float32(255)
+                state = color.get(recipe.color).measure(face, plate, mask)
                 matrix = detail.scaled(matrix, size, by)
-                seen, middle = self._look(frame, face, mask, matrix), detail.middle(matrix, size)
-                laid.append(Laid(state, seen, middle, face, mask, matrix, found.track, seen))
+                seen, middle = self._look(frame, face, mask, matrix, recipe), detail.middle(matrix, size)
+                laid.append(Laid(recipe, state, seen, middle, face, mask, matrix, found.track, seen))
             yield frame, laid
 
-    def _target_masks(self, crops: Sequence[NDArray[Any]]) -> Iterator[NDArray[np.float32] | None]:
-        """The masks that the target has as itself, if they are asked for."""
-        if self.recipe.mask not in masks.OF_TARGET:
-            return (None for _ in crops)
-        return (mask for _, mask in draw(self.model, crops, TARGET, self.recipe.batch, self.device))
+    def _drawn_as(
+        self, person: int, crops: Sequence[NDArray[Any]], asked: Sequence[tuple[int, int]]
+    ) -> dict[int, Drawn]:
+        """Crops drawn as `person`, by number: those of `asked`, each by the model whose number stands beside it."""
+        own: dict[int, list[int]] = defaultdict(list)
+        for number, model in asked:
+            own[model].append(number)
+        drawn: dict[int, Drawn] = {}
+        for model, numbers in own.items():
+            made = self.models[model]([crops[number] for number in numbers], person, self.recipe.batch)
+            drawn |= zip(numbers, made, strict=True)
+        return drawn
 
     def _look(
-        self, frame: Frame, face: NDArray[np.float32], mask: NDArray[np.float32], matrix: align.Matrix
+        self,
+        frame: Frame,
+        face: NDArray[np.float32],
+        mask: NDArray[np.float32],
+        matrix: align.Matrix,
+        recipe: MergeRecipe,
     ) -> color.State:
         where = blend.covered(mask, matrix, frame.shape)
-        if where is None or not detail.matching(self.recipe):
+        if where is None or not detail.matching(recipe):
             return color.NOTHING
         return detail.look(frame.part(*where, deep=True), where, face, mask, matrix)
 
@@ -195,16 +261,17 @@ class Swapper:
         for frame, faces in drawn:
             for one in faces:
                 if one.track is not None:
-                    tracks.setdefault(one.track, {})[frame.index] = Known(one.state, one.now, one.middle)
+                    tracks.setdefault(one.track, {})[frame.index] = Known(one.recipe, one.state, one.now, one.middle)
             waiting.append((frame, faces))
             yield from ready(frame.index)
         yield from ready(float("inf"))
 
     def _settled(self, laid: Laid, known: dict[int, Known], frame: int) -> Laid:
+        alike, steady = {index: of for index, of in known.items() if _alike(of, laid)}, laid.recipe.steady
         return replace(
             laid,
-            state=color.smooth({index: of.state for index, of in known.items()}, frame, self.recipe.steady),
-            steady=color.smooth({index: of.now for index, of in known.items()}, frame, self.recipe.steady),
+            state=color.smooth({index: of.state for index, of in alike.items()}, frame, steady),
+            steady=color.smooth({index: of.now for index, of in alike.items()}, frame, steady),
             moved=detail.way({index: of.middle for index, of in known.items()}, frame),
         )
 
@@ -213,31 +280,35 @@ class Swapper:
 
         Only pixels under the mask are made anew, in as many bits as the footage has.
         """
-        face = self.transfer.apply(laid.face, laid.state)
+        face = color.get(laid.recipe.color).apply(laid.face, laid.state)
         soft = self.soft(laid, frame.shape)
         where = blend.covered(soft, laid.matrix, frame.shape)
         if where is None:
             return frame
         finish = partial(
             detail.finish,
-            recipe=self.recipe,
+            recipe=laid.recipe,
             steady=laid.steady,
             now=laid.now,
             moved=laid.moved,
             pixel=1 / align.scale_of(laid.matrix),
             seed=(frame.index, 0 if laid.track is None else laid.track + 1),
         )
-        pixels, shown = blend.lay_in(frame.part(*where, deep=True), where, face, soft, laid.matrix, self.blend, finish)
+        part, way = frame.part(*where, deep=True), blend.get(laid.recipe.blend)
+        pixels, shown = blend.lay_in(part, where, face, soft, laid.matrix, way, finish)
         return frame.with_part(where[0], where[1], pixels, shown) if shown.any() else frame
 
     def soft(self, laid: Laid, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """The mask (R, R) through which a face is laid into a frame (h, w, ...)."""
-        soft = blend.through(self.recipe.blend, laid.mask, self.recipe.erode, self.recipe.feather)
+        soft = blend.through(laid.recipe.blend, laid.mask, laid.recipe.erode, laid.recipe.feather)
         return blend.leaving(soft, laid.matrix, shape)
 
-    def draw(self, crops: Sequence[NDArray[Any]]) -> Iterator[Drawn]:
-        """The crops (R, R, 3) uint8 RGB as faces of the source."""
-        return draw(self.model, crops, SOURCE, self.recipe.batch, self.device)
+
+def _alike(one: Known, other: Known) -> bool:
+    """Whether what was measured of a face in two frames may be averaged: it was measured in the same way."""
+    if one.recipe is other.recipe:
+        return True
+    return all(getattr(one.recipe, key) == getattr(other.recipe, key) for key in MEASURED)
 
 
 def cut_out(frame: Frame, matrix: align.Matrix, size: int) -> NDArray[np.uint8]:
@@ -294,7 +365,7 @@ def detecting(
     video: Path,
     recipe: ExtractRecipe,
     device: str,
-    who: Who | None = None,  # None: as the recipe says
+    who: Who | Cast | None = None,  # None: as the recipe says
     out: Path | None = None,  # the video to be made: what was found is kept beside it until then
 ) -> FoundFaces:
     """Finds the faces of `video`, by frame; once, if `out` is given and the work is interrupted later."""
@@ -387,6 +458,7 @@ def swap_video(
     overwrite: bool = False,
     marks: Marker | None = None,  # default: `provenance.marker(out)`
     workers: int = 1,  # processes that make segments side by side
+    part: range = WHOLE,  # frames of which a shorter video is made; each is the same as in the whole
 ) -> Report:
     """Swap the faces in `video` into the new video `out`: same frames, times and sound, marked as swapped.
 
@@ -396,10 +468,10 @@ def swap_video(
     started = time.monotonic()
     marks = marks or marker(out)
     tags, sign = marks.tags(swapper.name), partial(marks.sign, out=out, footage=video, model=swapper.name)
-    recipe, form = swapper.recipe, form_like(video, crf=swapper.recipe.crf)
-    made_from = what_decides(video, swapper, found)
+    recipe, form = swapper.recipe, form_like(video, crf=swapper.recipe.crf, part=_times_of(video, part))
+    made_from = {**what_decides(video, swapper, found), "range": None if part == WHOLE else [part.start, part.stop]}
     key = segments.key_of(made_from)
-    plan = segments.Plan(video, segments.folder_of(out), key, form, recipe.segment, swapper.reach, recipe.batch)
+    plan = segments.Plan(video, segments.folder_of(out), key, form, recipe.segment, swapper.reach, recipe.batch, part)
     writer = VideoWriter(out, video, form=form, overwrite=overwrite, metadata=tags, finish=sign)
     with segments.opened(plan, out, made_from) as parts, writer:
         if workers == 1:
@@ -414,13 +486,22 @@ def swap_video(
     return Report(out, frames, swapped, count, time.monotonic() - started)
 
 
+def _times_of(video: Path, part: range) -> Part:
+    """When a part of a video begins and ends."""
+    if part == WHOLE:
+        return None, None
+    times = frame_times(video)
+    return times[part.start] if part.start else None, times[part.stop] if part.stop < len(times) else None
+
+
 def what_decides(video: Path, swapper: Swapper, found: FoundFaces) -> dict[str, Any]:
     """All that a swapped frame depends on, by name."""
     return {
         "video": segments.identity(video),
-        "model": checkpoint.digest(swapper.model.state_dict()),
+        "model": [checkpoint.digest(model.network.state_dict()) for model in swapper.models],
         "merge recipe": swapper.recipe.model_dump(),
-        "restorer": files.sha256(Path(swapper.recipe.restore)) if swapper.recipe.restore else None,
+        "plan": [shot.to_json() for shot in swapper.shots],
+        "restorer": [files.sha256(Path(path)) for path in swapper.restorers],
         "choice of faces": kept.digest(found),
         "device": str(swapper.device),
         "version": {"segments": segments.VERSION, **_versions()},

@@ -39,7 +39,9 @@ from faceswap.errors import MediaError, UsageError
 from faceswap.files import refuse_existing, whole_file
 
 Image = NDArray[np.uint8] | NDArray[np.uint16]
+Part = tuple[Fraction | None, Fraction | None]  # from, up to; in seconds of a video's own times; None: no such limit
 
+WHOLE: Part = (None, None)
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # what `VideoWriter` makes, by suffix
 
@@ -295,6 +297,24 @@ def time_stamps(path: Path) -> list[int] | None:
             stamps.append(packet.pts)
     sound = health.fault_after is None and len(set(stamps)) == len(stamps) > 0
     return sorted(stamps) if sound else None
+
+
+def frame_times(path: Path) -> list[Fraction]:
+    """When each frame of a video is shown, in seconds: as its packets say, or else by decoding all of it."""
+    stamps = time_stamps(path)
+    if stamps is None:
+        return [frame.time for frame in read_frames(path)]
+    container, stream = _open(path)
+    with container:
+        base = _time_base(stream)
+    return [stamp * base for stamp in stamps]
+
+
+def start_of(path: Path) -> Fraction:
+    """What in a video's own times, in seconds, players call 0."""
+    container, _ = _open(path)
+    with container:
+        return _origin(container)
 
 
 # Images
@@ -791,6 +811,12 @@ class Form:
     pixel_format: str  # FFmpeg's name
     crf: int
     preset: str
+    end: Fraction | None = None  # seconds in that clock up to which its sound is taken; None: all
+    begins_within: bool = False  # whether sound from before `origin` is left out
+
+    def takes(self, time: Fraction) -> bool:
+        """Whether sound that begins at a time in seconds of the old file belongs to the new one."""
+        return (time >= self.origin or not self.begins_within) and (self.end is None or time < self.end)
 
     def apply(self, coder: VideoCodecContext) -> None:
         """Set up an H.264 encoder."""
@@ -814,19 +840,22 @@ def form_like(
     *,
     crf: int = 17,  # quality: 0 lossless (8 bits), 17 hardly visible loss, 23 x264's usual, 51 worst
     preset: str = "medium",  # x264: ultrafast ... veryslow; slower makes smaller files
+    part: Part = WHOLE,  # what of `like` is made: its beginning is 0 in the new file
 ) -> Form:
-    """How to encode like the video `like`; what will differ is told. `UsageError`: images; `MediaError`: as `probe`."""
+    """How to encode like the video `like`, or a part of it; what will differ is told.
+
+    `UsageError`: images; `MediaError`: as `probe`.
+    """
     if like.is_dir() or is_image(like):
         raise UsageError(f"{like}: expected a video, found images; make a video of them, or write images")
     if not 0 <= crf <= 51 or preset not in PRESETS:
         raise UsageError(f"crf={crf}, preset={preset}: expected 0 to 51 and one of {', '.join(PRESETS)}")
     info = probe(like)
-    source, _ = _open(like)
-    with source:
-        origin = _origin(source)
     if info.interlaced:
         console.warn(f"{like.name}: interlaced: written as progressive; deinterlace it first")
-    return Form(info, origin, _encodable(info), crf, preset)
+    begin, end = part
+    origin = start_of(like) if begin is None else begin
+    return Form(info, origin, _encodable(info), crf, preset, end, begin is not None)
 
 
 class Encoder:
@@ -911,11 +940,11 @@ class VideoWriter:
             partial = self._partial = stack.enter_context(whole_file(self.path, overwrite=self._overwrite))
             source, stream = _open(self.like)
             stack.enter_context(source)
-            self._output = self._new_output(partial, _timescale(source, stream, self.form.origin))
+            self._output = self._new_output(partial, _timescale(source, stream, self.form))
             stack.push(self._close)
             self._add_tags(source)
             self._video = self._add_video()
-            self._sound = _Sound(source, self._output, self.like, self.path, self.form.origin)
+            self._sound = _Sound(source, self._output, self.like, self.path, self.form)
             self._begin()
             self._encoder = Encoder(self.form, self._video.codec_context)
             self._stack = stack.pop_all()
@@ -1016,10 +1045,8 @@ def _explained(path: Path) -> Iterator[None]:
 class _Sound:
     """The sound of one file on its way into another: packets as they are, read no further than needed."""
 
-    def __init__(
-        self, source: InputContainer, output: OutputContainer, like: Path, path: Path, origin: Fraction
-    ) -> None:
-        self._like, self._output, self._origin = like, output, origin
+    def __init__(self, source: InputContainer, output: OutputContainer, like: Path, path: Path, form: Form) -> None:
+        self._like, self._output, self._form = like, output, form
         self._streams = {stream.index: _copied(stream, output, path) for stream in source.streams.audio}
         self._packets = self._read(source)
         self._next = next(self._packets, None)
@@ -1039,7 +1066,9 @@ class _Sound:
                 stamp = packet.pts if packet.dts is None else packet.dts
                 if stamp is None or packet.size == 0:  # the mark at the end
                     continue
-                shift = round(self._origin / packet.time_base)
+                if not self._form.takes(stamp * packet.time_base):
+                    continue
+                shift = round(self._form.origin / packet.time_base)
                 packet.pts = None if packet.pts is None else packet.pts - shift
                 packet.dts = None if packet.dts is None else packet.dts - shift
                 moment = (stamp - shift) * packet.time_base
@@ -1066,10 +1095,15 @@ def _refused(path: Path, codecs: str) -> str:
     return f"{path}: {found}; write to a file ending in .mkv"
 
 
-def _timescale(source: InputContainer, video: VideoStream, origin: Fraction) -> int:
-    """Units per second in which mp4 says when a stream starts (rounded down): the coarsest that harms none."""
+def _timescale(source: InputContainer, video: VideoStream, form: Form) -> int:
+    """Units per second in which mp4 says when a stream starts (rounded down): the coarsest that harms none.
+
+    The sound of a part starts with any of its packets.
+    """
+    if form.begins_within:
+        return 90_000
     starts = [
-        (stream.start_time * stream.time_base - origin, stream.time_base)
+        (stream.start_time * stream.time_base - form.origin, stream.time_base)
         for stream in (video, *source.streams.audio)
         if stream.start_time is not None and stream.time_base is not None
     ]

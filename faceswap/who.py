@@ -4,7 +4,8 @@ Who is who is told by a face embedder where there is one (see `faceswap.embeddin
 which of the two was used is always said.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from faceswap import align, console, detectors, embedding, faceset, tracks
 from faceswap.config import ExtractRecipe
-from faceswap.detectors import Detector
+from faceswap.detectors import Detector, Face
 from faceswap.errors import FacesetError, UsageError
 from faceswap.faceset import FaceMeta
 from faceswap.landmarks import Landmarker
@@ -55,6 +56,77 @@ class Who:
 
 
 EVERYONE, LARGEST = Who(), Who(largest=True)
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Several people, each with the number of the model that draws them."""
+
+    people: tuple[tuple[Who, int], ...]
+
+    @property
+    def references(self) -> tuple[Path, ...]:
+        return tuple(path for who, _ in self.people for path in who.references)
+
+    @property
+    def needs_portraits(self) -> bool:
+        return bool(self.references)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for a note of what was asked."""
+        return {"people": [{**who.to_json(), "model": model} for who, model in self.people]}
+
+
+def cast_of(words: Sequence[str]) -> tuple[Cast, list[Path]]:
+    """What `PICTURE=RUN` and `track:N=RUN` mean, and the runs by number. All that one run draws by pictures is one
+    person. `UsageError`: another form."""
+    pictures: dict[Path, list[Path]] = {}
+    tracks: dict[Path, list[int]] = {}
+    for word in words:
+        whom, equals, run = word.rpartition("=")
+        number = whom.removeprefix("track:")
+        if not equals or not whom or not run or (number != whom and not number.isdecimal()):
+            raise UsageError(f"--map {word}: expected PICTURE=RUN or track:N=RUN, such as anna.jpg=run_anna")
+        for known in (pictures, tracks):
+            known.setdefault(Path(run), [])
+        if number == whom:
+            pictures[Path(run)].append(Path(whom))
+        else:
+            tracks[Path(run)].append(int(number))
+    twice = [
+        track for track, count in Counter(track for some in tracks.values() for track in some).items() if count > 1
+    ]
+    if twice:
+        raise UsageError(f"--map: track {twice[0]} is given twice; one model draws it")
+    asked = [
+        (who, model)
+        for model, run in enumerate(pictures)
+        for who in (Who(tuple(pictures[run])), Who(tracks=tuple(tracks[run])))
+        if not who.is_everyone
+    ]
+    return Cast(tuple(asked)), list(pictures)
+
+
+def cast_by_number(found: Mapping[int, Sequence[Face]], cast: Cast) -> dict[int, list[Face]]:
+    """Those of the faces, by frame, whose track is one of the cast's, for its model to draw; for what was found before.
+
+    `UsageError` if the cast is not told by tracks alone, or a track is not there.
+    """
+    if cast.references:
+        raise UsageError(
+            f"--map {cast.references[0]}=...: --faces says where faces are and not who they are; leave it out, or give "
+            "track:N=RUN"
+        )
+    model_of = {track: model for who, model in cast.people for track in who.tracks}
+    there = {face.track for faces in found.values() for face in faces}
+    if unknown := sorted(model_of.keys() - there):
+        names = ", ".join(str(track) for track in sorted(track for track in there if track is not None))
+        raise UsageError(f"--map: no track {unknown[0]} among the faces; expected some of {names or 'none'}")
+    chosen = {
+        index: [replace(face, model=model_of[face.track]) for face in faces if face.track in model_of]
+        for index, faces in found.items()
+    }
+    return {index: faces for index, faces in chosen.items() if faces}
 
 
 class Chooser:
@@ -106,23 +178,35 @@ class Chooser:
     def _by_reference(self, tracks: Sequence[Track], video: Path) -> list[Track]:
         if self.embedder is None or self.known is None:
             return self._by_position(tracks, video)
-        apart = self._distances(tracks, self.known)
+        apart = self.distances(tracks)
+        return self.by_distance(tracks, apart, np.ones(len(tracks), np.bool_), video)
+
+    def by_distance(
+        self, tracks: Sequence[Track], apart: NDArray[np.float64], free: NDArray[np.bool_], video: Path
+    ) -> list[Track]:
+        """The tracks, `apart` from the reference, that are the person's; those that are not `free` are another's."""
+        assert self.embedder is not None
         line = (self.embedder.same + self.embedder.other) / 2
         order = np.argsort(apart)
-        chosen = one_at_a_time([tracks[i] for i in order if apart[i] <= line])
+        chosen = one_at_a_time([tracks[i] for i in order if free[i] and apart[i] <= line])
         nearest = tracks[order[0]]
         if not chosen:
+            taken = "" if free[order[0]] else ", nearer to another reference"
             raise UsageError(
-                f"{video}: nobody looks like the reference: the nearest is track {nearest.number} at {min(apart):.2f}, "
-                f"one person usually lies below {self.embedder.same:.2f} ({self.embedder.name}); give other references "
-                f"or --track N"
+                f"{video}: nobody looks like {self._named()}: the nearest is track {nearest.number} at "
+                f"{min(apart):.2f}{taken}, one person usually lies below {self.embedder.same:.2f} "
+                f"({self.embedder.name}); give other references or a track's number"
             )
         found = ", ".join(str(track.number) for track in chosen)
         console.say(
-            f"{video.name}: track {found} is the person of the reference, by face embedding ({self.embedder.name}, "
-            f"nearest at {min(apart):.2f}, line at {line:.2f})"
+            f"{video.name}: track {found} is the person of {self._named()}, by face embedding ({self.embedder.name}, "
+            f"nearest at {min(apart[free]):.2f}, line at {line:.2f})"
         )
         return chosen
+
+    def _named(self) -> str:
+        """The reference, by name."""
+        return f"the reference {self.who.references[0].name}"
 
     def _by_position(self, tracks: Sequence[Track], video: Path) -> list[Track]:
         """The tracks that have a face where and when the references, faces of the same footage, were taken."""
@@ -144,7 +228,7 @@ class Chooser:
                 raise UsageError(f"{path}: no track of {video.name} has a face there now; choose with --track N")
             chosen.append(best)
         names = ", ".join(map(str, sorted(set(chosen))))
-        console.say(f"{video.name}: track {names} is the person of the reference, by track and position: {INSTALL}")
+        console.say(f"{video.name}: track {names} is the person of {self._named()}, by track and position: {INSTALL}")
         return [track for track in tracks if track.number in chosen]
 
     def _largest(self, tracks: Sequence[Track], video: Path) -> list[Track]:
@@ -165,6 +249,11 @@ class Chooser:
         )
         return chosen
 
+    def distances(self, tracks: Sequence[Track]) -> NDArray[np.float64]:
+        """How far each track is from the reference; infinite without a picture of it."""
+        assert self.known is not None
+        return self._distances(tracks, self.known)
+
     def _distances(self, tracks: Sequence[Track], known: NDArray[np.float32]) -> NDArray[np.float64]:
         """The median distance of each track's portraits from the known ones; infinite without any."""
         assert self.embedder is not None
@@ -173,6 +262,38 @@ class Chooser:
             seen = self.embedder([picture for _, picture in track.portraits])
             found.append(float(np.median(embedding.distances(seen, known))) if len(seen) else np.inf)
         return np.array(found)
+
+
+class Casting:
+    """Chooses the tracks of several people, and with them the model that draws each face."""
+
+    def __init__(self, cast: Cast, detector: Detector, landmarker: Landmarker, min_fit: float = 0.0) -> None:
+        """Errors as in `Chooser`."""
+        self.parts = [(Chooser(who, detector, landmarker, min_fit), model) for who, model in cast.people]
+
+    def __call__(self, footage: Footage, video: Path) -> list[Track]:
+        """The tracks of the people; who is asked for by number is nobody else, and the others are of whom they are
+        nearest to. `UsageError` if one of the people is not there, or a track is of two."""
+        numbered = {number for part, _ in self.parts for number in part.who.tracks}
+        free = [track for track in footage.tracks if track.number not in numbered]
+        told = [part for part, _ in self.parts if part.embedder is not None]
+        apart = {id(part): part.distances(free) for part in told} if free else {}
+        nearest = np.min(list(apart.values()), 0) if apart else np.zeros(0)
+        chosen: list[Track] = []
+        for part, model in self.parts:
+            if id(part) in apart:
+                found = part.by_distance(free, apart[id(part)], apart[id(part)] <= nearest, video)
+            else:
+                found = part(replace(footage, tracks=footage.tracks if part.who.tracks else free), video)
+            chosen += [_drawn_by(track, model) for track in found]
+        for number, count in Counter(track.number for track in chosen).items():
+            if count > 1:
+                raise UsageError(f"{video}: track {number} is two of the people; give track:{number}=RUN for it")
+        return sorted(chosen, key=lambda track: track.number)
+
+
+def _drawn_by(track: Track, model: int) -> Track:
+    return replace(track, faces={index: replace(face, model=model) for index, face in track.faces.items()})
 
 
 def one_at_a_time(tracks: Sequence[Track]) -> list[Track]:
@@ -224,7 +345,7 @@ def _pictures(
 class Finder:
     """Finds whose faces are wanted in footage."""
 
-    def __init__(self, recipe: ExtractRecipe, device: str, who: Who | None = None) -> None:
+    def __init__(self, recipe: ExtractRecipe, device: str, who: Who | Cast | None = None) -> None:
         """`who` is None as the recipe says. Errors as in `Chooser`: a wrong reference is said at once."""
         self.recipe = recipe
         self.who = who if who is not None else {"everyone": EVERYONE, "largest": LARGEST}[recipe.who]
@@ -232,7 +353,11 @@ class Finder:
         threshold = recipe.threshold * tracks.LENIENT
         self.detector = detectors.build(recipe.detector, threshold=threshold, min_size=smallest, device=device)
         self.landmarker = Landmarker(device)
-        self.choose = Chooser(self.who, self.detector, self.landmarker, recipe.min_fit)
+        self.choose: Chooser | Casting
+        if isinstance(self.who, Cast):
+            self.choose = Casting(self.who, self.detector, self.landmarker, recipe.min_fit)
+        else:
+            self.choose = Chooser(self.who, self.detector, self.landmarker, recipe.min_fit)
 
     def __call__(self, path: Path) -> tuple[Footage, list[Track]]:
         """All that was found in footage, and the tracks that were chosen of it."""

@@ -163,6 +163,54 @@ def test_images_or_a_video(
     assert not list(tmp_path.iterdir())
 
 
+def test_merge_with_a_plan_and_several_people(
+    clips: dict[str, Path], facesets: dict[str, Path], run: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[[shot]]\nframes = "8-11"\nskip = true\n[[shot]]\ntrack = 9\ncolor = "mix"\n')
+    known = ("merge", clips["target"], "--faces", facesets["target"], *TINY)
+    words = (*known, "--map", f"track:0={run}", "--plan", plan)
+    result = faceswap(*words, "-o", tmp_path / "out.mp4")
+    assert "16 frames, a face replaced in 10" in result.stdout and probe(tmp_path / "out.mp4").frames == 16
+    assert "plan.toml: shot 2 meets no face; tracks in its frames: 0" in result.stderr
+    result = faceswap(*words, "-o", tmp_path / "part.mp4", "--range", "0:00.28-0:00.4")
+    assert "3 frames, a face replaced in 1" in result.stdout and probe(tmp_path / "part.mp4").frames == 3
+    result = faceswap(*words, "--frames", tmp_path / "images", "--range", "7-9")
+    assert "3 images, a face drawn in 1" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "images").glob("*.png")) == [f"00000{i}.png" for i in (7, 8, 9)]
+    report = json.loads(faceswap(*words, "-o", tmp_path / "ways.png", "--preview", 4, "--json").stdout)
+    assert report["frame"] == 4 and len(report["tiles"]) == 16
+    assert "the plan skips all faces there" in refused(2, *words, "-o", tmp_path / "more.png", "--preview", 9)
+    said = refused(2, *known, "--map", f"track:4={run}", "-o", tmp_path / "no.mp4")
+    assert "no track 4 among the faces; expected some of 0" in said
+    plan.write_text('[[shot]]\ncolor = "mixed"\n')
+    assert "shot 1: merge.color: no transfer called 'mixed'" in refused(2, *words, "-o", tmp_path / "no.mp4")
+    assert not (tmp_path / "no.mp4").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", "a.mp4"], "expected --model RUN_OR_FILE or --map PICTURE=RUN, one of the two"),
+        (["-o", "a.mp4", "--model", "r", "--map", "a.jpg=r"], "one of the two"),
+        (["-o", "a.mp4", "--map", "a.jpg=r", "--largest"], "--map says already whose faces are swapped"),
+        (["-o", "a.mp4", "--map", "a.jpg"], "expected PICTURE=RUN or track:N=RUN"),
+        (["-o", "a.mp4", "--model", "r", "--range", "9-3"], "ends before it begins"),
+        (["-o", "a.mp4", "--model", "r", "--range", "16-"], "no frame lies there; target.mp4 has 0 to 15"),
+        (["-o", "a.mp4", "--model", "r", "--plan", "no.toml"], "no such plan"),
+        (["-o", "a.mp4", "--model", "r", "--preview", "3"], "expected -o NAME.png for a preview, found .mp4"),
+        (["-o", "a.png", "--model", "r", "--preview", "3", "--range", "1-5"], "--preview makes one picture"),
+        (["--frames", "a", "--model", "r", "--preview", "3"], "--preview makes one picture"),
+    ],
+)
+def test_what_does_not_go_together_in_a_merge(
+    words: list[Any], said: str, clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(2, "merge", clips["target"], *words)
+    assert not list(tmp_path.iterdir())
+
+
 def test_adapters(clips: dict[str, Path], facesets: dict[str, Path], tmp_path: Path) -> None:
     faceswap("pretrain", *facesets.values(), "-o", tmp_path / "base", "--images", 16, *TINY)
     small = ("--base", tmp_path / "base", "--strategy", "lora", "--images", 8, "--json", *TINY)

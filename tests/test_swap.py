@@ -1,4 +1,6 @@
+import pickle
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from faceswap import align, checkpoint, extract, pair, provenance, signing, swap, train
+from faceswap import align, checkpoint, extract, found, pair, provenance, signing, swap, train
 from faceswap.checkpoint import State
 from faceswap.config import ExtractRecipe, MergeRecipe, Recipe, check
 from faceswap.detectors import Face
@@ -97,6 +99,45 @@ def test_faces_at_the_border_and_outside_are_survived(model: Path) -> None:
     faces = [face_at(0, 0), face_at(159, 80), face_at(-400, -400)]
     ((out, count),) = swapper(model)([(frame(), faces)])
     assert count == 2 and out.image.shape == (160, 160, 3)  # the third lies outside
+
+
+def test_several_models_draw_each_its_own_faces(model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    how = check({"model": {"resolution": 48, "width": 4, "code": 16}}, "test")
+    network = checkpoint.new_model(how, ["source", "target"])
+    tensors = {f"ema.{name}": tensor for name, tensor in network.state_dict().items()}
+    for name in tensors:
+        if name.endswith("head.conv.bias"):
+            tensors[name][12:] = 9.0
+    other = tmp_path / "other.safetensors"
+    checkpoint.write(other, State(how, ["source", "target"], tensors))
+    recipe = MergeRecipe(batch=1, mask="product")
+    both = swap.Swapper([model, other], recipe, CPU)
+    assert both.name == "pair.safetensors 0 images, other.safetensors 0 images"
+    assert [part.size for part in both.models] == [32, 48]
+    left, right = replace(face_at(45, 60, 18), track=0), replace(face_at(115, 100, 18), track=1)
+    given = [(frame(i), [left, replace(right, model=1)][: 2 - i % 2]) for i in range(3)]
+    first = swap.Swapper(model, recipe, CPU)((f, [face for face in faces if not face.model]) for f, faces in given)
+    half = [(out, faces) for (out, _), (_, faces) in zip(first, given, strict=True)]
+    second = swap.Swapper(other, recipe, CPU)(
+        (f, [replace(face, model=0) for face in faces if face.model]) for f, faces in half
+    )
+    for (out, count), (wanted, _), (_, faces) in zip(both(given), second, given, strict=True):
+        assert count == len(faces) and np.array_equal(out.image, wanted.image)
+    again = pickle.loads(pickle.dumps(both.made_from)).swapper()
+    video = tmp_path / "any.mp4"
+    video.touch()
+    assert swap.what_decides(video, again, {}) == swap.what_decides(video, both, {})
+    one = swap.what_decides(video, swap.Swapper(model, recipe, CPU), {})
+    assert one["model"] != swap.what_decides(video, both, {})["model"]
+
+
+def test_who_draws_a_face_is_kept(tmp_path: Path) -> None:
+    faces = {3: [replace(face_at(45, 60), model=2), face_at(90, 60)]}
+    found.write(tmp_path / "faces.npz", faces)
+    again = found.read(tmp_path / "faces.npz")
+    assert [face.model for face in again[3]] == [2, 0] and found.digest(again) == found.digest(faces)
+    assert found.digest(again) != found.digest({3: [face_at(45, 60), face_at(90, 60)]})
 
 
 def test_a_base_cannot_draw_a_pair(tmp_path: Path) -> None:

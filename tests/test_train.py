@@ -224,7 +224,7 @@ def test_a_pair_starts_from_a_base(facesets: dict[str, Path], tmp_path: Path) ->
     assert newest(base).people == ["anyone"]
     fit(pair, facesets, recipe(train={"images": BATCH, "warmup": 10**9}), base=base)  # a step of no length
     weights, origin = newest(pair).part("model"), checkpoint.read(checkpoint.find(base)).part("ema")
-    assert newest(base).recipe.data.disguise == 0 and newest(pair).recipe.data.disguise == 0.25, "left open: from a base"
+    assert newest(base).recipe.data.disguise == 0 and newest(pair).recipe.data.disguise == 0.25, "left open"
     assert origin
     assert weights["who.weight"].shape == (3, origin["who.weight"].shape[1])
     for name, tensor in origin.items():

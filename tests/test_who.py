@@ -17,7 +17,17 @@ from faceswap.errors import FacesetError, UsageError
 from faceswap.extract import meta_of
 from faceswap.landmarks import Landmarker
 from faceswap.tracks import Footage, Track
-from faceswap.who import EVERYONE, LARGEST, Chooser, Finder, Who, one_at_a_time
+from faceswap.who import (
+    EVERYONE,
+    LARGEST,
+    Casting,
+    Chooser,
+    Finder,
+    Who,
+    cast_by_number,
+    cast_of,
+    one_at_a_time,
+)
 
 VIDEO = Path("clip.mp4")
 
@@ -116,12 +126,12 @@ def test_a_reference_finds_the_person(embedder: None, said: list[str], tmp_path:
         track(3, range(90, 95), level=110),
     ]
     assert choose(Who((picture(tmp_path / "anna.png", 100),)), tracks) == [2, 3]
-    assert "track 2, 3 is the person of the reference, by face embedding (brightness" in said[0]
+    assert "track 2, 3 is the person of the reference anna.png, by face embedding (brightness" in said[0]
 
 
 def test_a_reference_of_nobody_is_said_with_the_nearest(embedder: None, tmp_path: Path) -> None:
     tracks = [track(0, range(50), level=200), track(1, range(50), level=180)]
-    with pytest.raises(UsageError, match=r"nobody looks like the reference: the nearest is track 1 at 0\.80"):
+    with pytest.raises(UsageError, match=r"nobody looks like the reference \w+.png: the nearest is track 1 at 0\.80"):
         choose(Who((picture(tmp_path / "anna.png", 100),)), tracks)
 
 
@@ -186,3 +196,84 @@ def test_a_finder_takes_the_recipes_word(clips: dict[str, Path], nobody_knows: N
     assert Finder(recipe, "cpu").who == LARGEST and Finder(recipe, "cpu", EVERYONE).who == EVERYONE
     footage_, chosen = Finder(recipe, "cpu")(clips["source"])
     assert footage_.frames == 16 and len(chosen) == 1 and len(chosen[0].faces) == 16
+
+
+# ---------------------------------------------------------------- several people
+
+
+def casting(words: Sequence[str], tracks: Sequence[Track]) -> dict[int, set[int]]:
+    """The models that draw the faces of each track that was chosen."""
+    cast, _ = cast_of(words)
+    chooser = Casting(cast, lambda images: [[] for _ in images], None)  # type: ignore[arg-type]
+    found = chooser(Footage(list(tracks), 100, 20, 1), VIDEO)
+    return {track.number: {face.model for face in track.faces.values()} for track in found}
+
+
+def test_a_cast_is_read() -> None:
+    cast, runs = cast_of(["a.jpg=one", "track:3=two", "b=c.jpg=one", "track:5=two", "track:7=one"])
+    assert runs == [Path("one"), Path("two")]
+    assert cast.people == (
+        (Who((Path("a.jpg"), Path("b=c.jpg"))), 0),
+        (Who(tracks=(7,)), 0),
+        (Who(tracks=(3, 5)), 1),
+    )
+    assert cast.references == (Path("a.jpg"), Path("b=c.jpg")) and cast.needs_portraits
+    assert [part["model"] for part in cast.to_json()["people"]] == [0, 0, 1]
+    assert not cast_of(["track:3=two"])[0].needs_portraits
+    for word in ("a.jpg", "=run", "a.jpg=", "track:x=run", "track:=run"):
+        with pytest.raises(UsageError, match=r"expected PICTURE=RUN or track:N=RUN"):
+            cast_of([word])
+    with pytest.raises(UsageError, match=r"track 3 is given twice"):
+        cast_of(["track:3=a", "track:3=b"])
+
+
+def test_each_face_is_drawn_for_the_person_it_is_nearest_to(embedder: None, said: list[str], tmp_path: Path) -> None:
+    anna, bert = picture(tmp_path / "anna.png", 100), picture(tmp_path / "bert.png", 160)
+    tracks = [
+        track(0, range(50), level=165),
+        track(1, range(50), level=104),
+        track(2, range(60, 90), level=128),  # within reach of both, nearer to Anna
+        track(3, range(60, 90), level=250),  # nobody
+        track(4, range(60, 90), level=105),  # as like as Anna, but said to be another
+    ]
+    words = [f"{anna}=one", f"{bert}=two", "track:4=three"]
+    assert casting(words, tracks) == {0: {1}, 1: {0}, 2: {0}, 4: {2}}
+    assert any("track 1, 2 is the person of the reference anna.png" in line for line in said)
+    assert any("track 0 is the person of the reference bert.png" in line for line in said)
+    assert casting([f"{anna}=one", "track:1=one", "track:4=three"], tracks) == {1: {0}, 2: {0}, 4: {1}}
+    with pytest.raises(
+        UsageError, match=r"nobody looks like the reference bert.png: .* track 2 at 0\.32, nearer to an"
+    ):
+        casting(words, tracks[1:3])
+    with pytest.raises(UsageError, match=r"no track 4; expected one of"):
+        casting(words, tracks[:3])
+    assert casting(words, []) == {}
+
+
+def test_two_pictures_of_one_person_are_one_person(embedder: None, said: list[str], tmp_path: Path) -> None:
+    front, side = picture(tmp_path / "front.png", 100), picture(tmp_path / "side.png", 120)
+    tracks = [track(0, range(50), level=102), track(1, range(50), level=122)]
+    assert casting([f"{front}=one", f"{side}=one"], tracks) == {0: {0}}, "and in one place"
+
+
+def test_without_an_embedder_people_are_told_by_position(nobody_knows: None, said: list[str], tmp_path: Path) -> None:
+    anna = picture(tmp_path / "anna.png", 100)  # taken where track 1 is
+    tracks = [track(0, range(50), x=300), track(1, range(30, 60))]
+    assert casting([f"{anna}=one", "track:0=two"], tracks) == {0: {1}, 1: {0}}
+    other = picture(tmp_path / "other.png", 100)
+    with pytest.raises(UsageError, match=r"track 1 is two of the people; give track:1=RUN for it"):
+        casting([f"{anna}=one", f"{other}=two"], tracks)
+
+
+def test_a_cast_by_number_of_what_was_found_before() -> None:
+    found = {index: [track(n, range(9)).faces[index] for n in (0, 1, 2)] for index in range(3)}
+    found[3] = [track(0, range(9)).faces[3]]
+    cast, _ = cast_of(["track:2=a", "track:1=b"])
+    chosen = cast_by_number(found, cast)
+    assert {index: [(face.track, face.model) for face in faces] for index, faces in chosen.items()} == {
+        index: [(1, 1), (2, 0)] for index in range(3)
+    }
+    with pytest.raises(UsageError, match=r"no track 7 among the faces; expected some of 0, 1, 2"):
+        cast_by_number(found, cast_of(["track:7=a"])[0])
+    with pytest.raises(UsageError, match=r"--faces says where faces are and not who they are"):
+        cast_by_number(found, cast_of(["a.jpg=a"])[0])

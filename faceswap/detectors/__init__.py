@@ -21,7 +21,7 @@ class Face:
     Convention: (x, y) in frame pixels, pixel centres at integers. `box` is (4,) float32 x0, y0, x1, y1; `points` is
     (5, 2) float32: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner. What a detector
     does not know is filled in later: dense landmarks with their fit by `faceswap.landmarks`, the track by
-    `faceswap.tracks`, which also smooths `place`, the canonical crop of side 1.
+    `faceswap.tracks`, which also smooths `place`, the canonical crop of side 1, the model by `faceswap.who`.
     """
 
     box: NDArray[np.float32]
@@ -32,6 +32,7 @@ class Face:
     track: int | None = None  # who this is over time
     place: Matrix | None = None  # (2, 3), frame to crop of side 1; None: as the points say
     mask: Path | None = None  # the face image beside which the user's own mask lies, see faceset.read_mask
+    model: int = 0  # which of several models draws it
 
     @property
     def side(self) -> float:
