@@ -250,7 +250,15 @@ def combine(
 )
 @click.option("--alpha", is_flag=True, help="With --frames: the drawn faces alone, transparent around them.")
 @click.option(
-    "--format", "form", type=click.Choice(("png", "tiff")), help="With --frames: what kind of image.  [default: png]"
+    "--format",
+    "form",
+    type=click.Choice(("png", "tiff", "exr")),
+    help="With --frames: what kind of image; exr is half float, linear.  [default: png]",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(("auto", "h264", "h265", "prores")),
+    help="With -o: how it is coded; prores: 422 HQ or 4444, in .mov.  [merge.codec]",
 )
 @whose
 @strength
@@ -272,6 +280,7 @@ def merge(
     frames: Path | None,
     alpha: bool,
     form: str | None,
+    codec: str | None,
     who: Any,
     marks: Any,
     workers: int,
@@ -283,10 +292,11 @@ def merge(
     """Put the source's face into footage of the target; sound and timing are kept.
 
     The same command again goes on where it was, after a crash too. With --frames each frame becomes an image for a
-    compositor, in 8 or 16 bits as the footage has, and DIR/faces.json says where the faces lie.
+    compositor, in 8 or 16 bits as the footage has (exr: linear light), and DIR/faces.json says where the faces lie.
 
     \b
     Example: faceswap merge bert.mp4 --model anna_as_bert -o swapped.mp4
+    Example: faceswap merge bert.mov --model anna_as_bert -o swapped.mov --codec prores
     Example: faceswap merge bert.mp4 --model anna_as_bert --frames layers --alpha
     Example: faceswap merge both.mp4 --map bert.jpg=anna_as_bert --map carl.jpg=dora_as_carl -o swapped.mp4
     Example: faceswap merge bert.mp4 --model anna_as_bert --plan plan.toml --range 100-250 -o part.mp4
@@ -305,6 +315,8 @@ def merge(
         raise click.UsageError("--alpha and --format belong to --frames")
     if frames is not None and workers > 1:
         raise click.UsageError("--workers belongs to -o; images are made by one process")
+    if frames is not None and codec:
+        raise click.UsageError("--codec belongs to -o; what kind of image --frames makes is said by --format")
     if faces is not None and who is not None:
         raise click.UsageError("--faces says already whose faces are swapped; leave out the other option")
     from faceswap import files, shots, stills, swap, variants
@@ -314,10 +326,11 @@ def merge(
     from faceswap.who import cast_by_number, cast_of
 
     if out is None:
-        stills.check(made, video)
+        stills.check(made, video, form or "png")
         frame_count(video)
     else:
-        variants.check(out) if preview is not None else check_name(out)
+        recipe = recipe.changed(merge={"codec": codec} if codec else {})
+        variants.check(out) if preview is not None else check_name(out, recipe.merge.codec)
         files.refuse_same(out, [video])
         files.refuse_existing(out, overwrite)
         frame_count(video) if preview is not None else probe(video)

@@ -167,7 +167,8 @@ class MergeRecipe(Section):
     sharpen: float = Field(0.0, ge=0, le=2)  # how much it is sharpened beyond that
     batch: int = Field(8, ge=1)  # frames drawn side by side
     segment: int = Field(240, ge=1)  # frames written as a whole, which an interruption leaves
-    crf: int = Field(17, ge=0, le=51)  # H.264 quality; lower is better, 0 is lossless
+    codec: Literal["auto", "h264", "h265", "prores"] = "auto"  # auto: h264, or h265 above 10 bits; prores: in .mov
+    crf: int = Field(17, ge=0, le=51)  # quality of H.264 and H.265; lower is better, 0 is lossless
 
 
 class BenchmarkPair(Section):

@@ -56,7 +56,7 @@ def swap_pair(
     consent: str | None = None,  # see `train.train`
 ) -> Report:
     """Swap one person of `source` onto one person of `target`."""
-    check_name(out)
+    check_name(out, recipe.merge.codec)
     files.refuse_same(out, [source, target])
     files.refuse_existing(out, overwrite)
     work = work or out.with_suffix(".faceswap")

@@ -186,8 +186,8 @@ def verify(path: Path, trust: Path | None = None) -> Verdict:
 
 def _marks(path: Path, known: bool) -> dict[str, str]:
     """Tags that mark, by name in lower case; of an image the term in its XMP. `known`: the file is media anyway."""
-    if is_image(path):
-        if not known and not cv2.haveImageReader(str(path)):
+    if is_image(path) or path.suffix.lower() == ".exr":
+        if is_image(path) and not known and not cv2.haveImageReader(str(path)):
             raise UsageError(f"{path}: expected an image, found none that can be read; verify the file as it was made")
         with path.open("rb") as file:
             term = re.search(re.escape(TERMS).encode() + rb"\w+", file.read(signing.HEAD))

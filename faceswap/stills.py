@@ -6,6 +6,7 @@ looking at the images that are there. `faces.json` appears last: what lies where
 
 Convention: images are RGB in the transfer function and primaries of the footage, full range, in as many bits as it has:
 8, or 16 for all that has more. With alpha they are RGBA, straight (unassociated): the colour is that of the drawn face.
+EXR is another world, as compositors expect: half float, linear light (see `light`), alpha associated (premultiplied).
 A matrix maps frame to crop, (x, y) with pixel centres at integers.
 """
 
@@ -21,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +31,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 import faceswap
-from faceswap import align, blend, console, files, segments
+from faceswap import align, blend, console, files, light, segments
 from faceswap.errors import OutputExistsError, UsageError
 from faceswap.found import FoundFaces
 from faceswap.provenance import Marker, marker, noted, packet
 from faceswap.segments import WHOLE
 from faceswap.swap import Laid, Swapper, what_decides
 from faceswap.video import CONTAINERS, Frame, frame_count, is_image, probe, read_frames
+from faceswap.video import exr as coded_exr
 
-Image = NDArray[np.uint8] | NDArray[np.uint16]
+Image = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
 
 VERSION = 1  # of what lies in the folder
 INDEX = "faces.json"
-OURS = re.compile(r"\d{6,}\.(png|tiff)")
+OURS = re.compile(r"\d{6,}\.(png|tiff|exr)")
 MADE_BY = "faceswap"
 PNG = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG, cv2.IMWRITE_PNG_COMPRESSION, 1]  # quick, and smaller
 PNG_HEAD = 33  # bytes: signature and IHDR
+EXR_HEAD = 8  # bytes: signature and version
 KEYWORD = b"XML:com.adobe.xmp"  # of the PNG chunk in which programs look for XMP
 MOST_WAITING = 8  # frames drawn and not yet written
 
@@ -77,17 +81,25 @@ class Note:
 # ---------------------------------------------------------------- one picture
 
 
-def picture(swapper: Swapper, frame: Frame, faces: Iterable[Laid], alpha: bool) -> tuple[Image, list[Laid]]:
+def picture(
+    swapper: Swapper,
+    frame: Frame,
+    faces: Iterable[Laid],
+    alpha: bool,
+    table: NDArray[np.float32] | None = None,  # the light of each code value: gives light and associated alpha
+) -> tuple[Image, list[Laid]]:
     """The frame (H, W, 3) with faces laid in, or those faces alone (H, W, 4), and the faces that show.
 
-    Laid over the frame, the faces alone give what the frame with them is, within a code value. Their alpha is the soft
-    mask; with a blend that does more than a cross-fade it is as much more as the change of a pixel asks for.
+    Laid over the frame, the faces alone give what the frame with them is, within a code value; light laid over the
+    frame's light too. Their alpha is the soft mask; with a blend that does more than a cross-fade it is as much more as
+    the change of a pixel asks for.
     """
     high, wide = frame.shape
     plate = frame.part(0, 0, wide, high, deep=True)
     eight = plate.dtype == np.uint8
-    deep = plate.astype(np.uint16) * np.uint16(257) if alpha and eight else plate  # or the soft edge would be coarse
-    swapped, shown = frame.with_image(deep), []
+    if eight and (alpha or table is not None):  # or the soft edge would be coarse
+        plate = plate.astype(np.uint16) * np.uint16(257)
+    swapped, shown = frame.with_image(plate), []
     through = np.ones((high, wide) if alpha else (0, 0), np.float32)  # what of the frame is seen
     for laid in faces:
         before, swapped = swapped, swapper.lay_in(swapped, laid)
@@ -101,13 +113,20 @@ def picture(swapper: Swapper, frame: Frame, faces: Iterable[Laid], alpha: bool) 
             spread = align.uncrop(soft, laid.matrix, where, border=cv2.BORDER_CONSTANT)
             through[y0:y1, x0:x1] *= 1 - np.clip(spread, 0, 1)
     if not alpha:
-        return swapped.image, shown
-    return _alone(deep, swapped.image, 1 - through, 255 if eight else 65535), shown
+        return swapped.image if table is None else table[swapped.image], shown
+    return _alone(plate, swapped.image, 1 - through, 255 if eight else 65535, table), shown
 
 
-def _alone(plate: NDArray[Any], merged: NDArray[Any], opacity: NDArray[np.float32], white: int) -> Image:
+def _alone(
+    plate: NDArray[Any],
+    merged: NDArray[Any],
+    opacity: NDArray[np.float32],
+    white: int,
+    table: NDArray[np.float32] | None = None,
+) -> Image:
     """The picture (H, W, 4) that is `merged` over `plate`, both (H, W, 3) uint16, by its opacity (H, W)."""
-    out = np.zeros((*plate.shape[:2], 4), np.uint8 if white == 255 else np.uint16)
+    kind = np.float32 if table is not None else np.uint8 if white == 255 else np.uint16
+    out: Image = np.zeros((*plate.shape[:2], 4), kind)
     x, y, wide, high = cv2.boundingRect((opacity > 0).astype(np.uint8))
     place = np.s_[y : y + high, x : x + wide]
     under, apart = plate[place].astype(np.float32), merged[place].astype(np.float32)
@@ -115,6 +134,12 @@ def _alone(plate: NDArray[Any], merged: NDArray[Any], opacity: NDArray[np.float3
     room = np.where(apart > 0, 65535 - under, under)  # how far the colour of a pixel can go that way
     least = (np.maximum(np.abs(apart) - 1, 0) / np.maximum(room, 1)).max(2, initial=0)  # rounding asks for nothing
     solid = np.maximum(opacity[place], least)
+    if table is not None:
+        solid = solid.astype(np.float16).astype(np.float32)  # as it is written
+        clear = (1 - solid)[..., None]
+        out[place][..., :3] = np.where(clear < 1, table[merged[place]] - clear * table[plate[place]], 0)
+        out[place][..., 3] = solid
+        return out
     color = under + apart / np.maximum(solid, np.float32(1e-6))[..., None]
     scale = np.float32(white / 65535)
     out[place][..., :3] = np.clip(color, 0, 65535) * scale + np.float32(0.5)
@@ -169,7 +194,50 @@ def tiff(image: Image, say: Callable[[bytes], bytes]) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, count) + entries + bytes(4) + bits + xmp + coded
 
 
-FORMATS: dict[str, Callable[[Image, Callable[[bytes], bytes]], bytes]] = {"png": png, "tiff": tiff}
+def exr(image: Image, say: Callable[[bytes], bytes], curve: light.Curve, primaries: int = 2) -> bytes:
+    """The same of light (H, W, 3 or 4) float32 as an EXR file of half floats, which says by what formula it is light.
+
+    The header is that of FFmpeg with attributes more; `primaries` as ITU-T H.273 numbers them, 2: unsaid.
+    """
+    coded = coded_exr(np.asarray(image, np.float32))
+    end = EXR_HEAD
+    while coded[end]:  # name, kind, size, value; an empty name ends the header
+        kind = coded.index(b"\0", end) + 1
+        size = coded.index(b"\0", kind) + 1
+        end = size + 4 + int.from_bytes(coded[size : size + 4], "little")
+    blocks = -(-image.shape[0] // 16)
+    places = struct.unpack_from(f"<{blocks}Q", coded, end + 1)
+    pixels = coded[end + 1 + 8 * blocks :]
+    values = [("comments", "string", curve.says.encode()), ("xmp", "string", say(pixels))]
+    if primaries in light.PRIMARIES:
+        values.append(("chromaticities", "chromaticities", struct.pack("<8f", *light.PRIMARIES[primaries])))
+    if curve.nits:
+        values.append(("whiteLuminance", "float", struct.pack("<f", curve.nits)))
+    more = b"".join(
+        name.encode() + b"\0" + kind.encode() + b"\0" + struct.pack("<I", len(value)) + value
+        for name, kind, value in values
+    )
+    moved = struct.pack(f"<{blocks}Q", *(place + len(more) for place in places))
+    return coded[:end] + more + b"\0" + moved + pixels
+
+
+Coder = Callable[[Image, Callable[[bytes], bytes]], bytes]
+FORMATS: dict[str, Coder] = {"png": png, "tiff": tiff}  # and EXR, see `_lit`
+
+
+def _lit(footage: Path, form: str) -> tuple[Coder, light.Curve | None]:
+    """What codes images of a kind, and the curve that makes light of them, if they hold light.
+
+    `UsageError`: unknown kind, or the footage's transfer function is unknown. Images are taken for sRGB.
+    """
+    if form != "exr":
+        return FORMATS[form], None
+    images = footage.is_dir() or is_image(footage)
+    if images:
+        return partial(exr, curve=light.CURVES[light.SRGB], primaries=1), light.CURVES[light.SRGB]
+    colors = probe(footage).colors
+    curve = light.curve(colors.transfer, footage.name)
+    return partial(exr, curve=curve, primaries=colors.primaries), curve
 
 
 def read_note(path: Path) -> tuple[Note, bool] | None:
@@ -196,12 +264,13 @@ def _index(folder: Path) -> dict[str, Any] | None:
 # ---------------------------------------------------------------- the folder
 
 
-def check(folder: Path, footage: Path) -> None:
+def check(folder: Path, footage: Path, form: str = "png") -> None:
     """`UsageError` unless images of `footage` may be written into `folder`, beside those of ours that are there."""
     if folder.suffix.lower() in CONTAINERS or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder}: expected a folder for --frames, found the name of a file; a video is made with -o")
     files.refuse_same(folder, [footage])
     _ours(folder)
+    _lit(footage, form)
 
 
 def _ours(folder: Path) -> dict[Path, tuple[Note, bool]]:
@@ -248,7 +317,7 @@ def write_stills(
     found: FoundFaces,
     *,
     alpha: bool = False,
-    form: str = "png",  # of FORMATS
+    form: str = "png",  # or tiff, exr
     overwrite: bool = False,
     marks: Marker | None = None,  # default: `provenance.marker(folder)`
     part: range = WHOLE,  # frames of which images are made; each is called, and the same, as in the whole
@@ -263,6 +332,7 @@ def write_stills(
     check(folder, footage)
     frame_count(footage)  # a wrong name is said before anything is made
     marks = marks or marker(folder, stills=True)
+    coder, curve = _lit(footage, form)
     made_from = {
         **what_decides(footage, swapper, found),
         "kind of image": {"alpha": alpha, "format": form, "marks": marks.on, "version": VERSION},
@@ -279,10 +349,10 @@ def write_stills(
         if not _is_done(folder, key, notes, part):
             if kept:
                 console.say(f"{folder}: {kept} images are kept from an earlier start")
-            writer = _Writer(folder, form, key, tags)
-            for note in writer.write(_drawn(footage, swapper, found, alpha, set(notes), part)):
+            writer = _Writer(folder, form, coder, key, tags)
+            for note in writer.write(_drawn(footage, swapper, found, alpha, curve, set(notes), part)):
                 notes[note.frame] = note
-            _write_index(folder, footage, swapper, key, made_from, tags, form, notes, part)
+            _write_index(folder, footage, swapper, key, made_from, tags, form, curve, notes, part)
     shutil.rmtree(work)
     faces = [len(note.faces) for note in notes.values()]
     if not any(faces):
@@ -299,11 +369,18 @@ def _is_done(folder: Path, key: str, notes: Mapping[int, Note], part: range) -> 
 
 
 def _drawn(
-    footage: Path, swapper: Swapper, found: FoundFaces, alpha: bool, there: set[int], part: range
+    footage: Path,
+    swapper: Swapper,
+    found: FoundFaces,
+    alpha: bool,
+    curve: light.Curve | None,
+    there: set[int],
+    part: range,
 ) -> Iterator[tuple[Frame, Image, list[Laid]]]:
     """The pictures of `part` that are not there. Frames are drawn with those of their batch, and with all that they
     depend on."""
     batch, reach = swapper.recipe.batch, swapper.reach
+    table = None if curve is None else curve.table()
 
     def needed() -> Iterator[Frame]:
         total = frame_count(footage)
@@ -317,14 +394,14 @@ def _drawn(
 
     for frame, faces in swapper.faces((frame, found.get(frame.index, [])) for frame in needed()):
         if frame.index in part and frame.index not in there:
-            yield frame, *picture(swapper, frame, faces, alpha)
+            yield frame, *picture(swapper, frame, faces, alpha, table)
 
 
 class _Writer:
     """Codes and writes images, several side by side."""
 
-    def __init__(self, folder: Path, form: str, key: str, tags: Mapping[str, str]) -> None:
-        self.folder, self.form, self.key, self.tags = folder, form, key, tags
+    def __init__(self, folder: Path, form: str, coder: Coder, key: str, tags: Mapping[str, str]) -> None:
+        self.folder, self.form, self.coder, self.key, self.tags = folder, form, coder, key, tags
 
     def write(self, drawn: Iterable[tuple[Frame, Image, list[Laid]]]) -> Iterator[Note]:
         """Gives what each image says, once it is there."""
@@ -347,9 +424,9 @@ class _Writer:
             notes.append(Note(self.key, frame, time, source, faces, len(pixels), check))
             return packet(self.tags, json.dumps(asdict(notes[0])))
 
-        content = FORMATS[self.form](image, say)
-        with files.whole_file(self.folder / f"{frame:06d}.{self.form}", overwrite=False) as partial:
-            partial.write_bytes(content)
+        content = self.coder(image, say)
+        with files.whole_file(self.folder / f"{frame:06d}.{self.form}", overwrite=False) as unfinished:
+            unfinished.write_bytes(content)
         return notes[0]
 
 
@@ -361,6 +438,7 @@ def _write_index(
     made_from: Mapping[str, Any],
     tags: Mapping[str, str],
     form: str,
+    curve: light.Curve | None,
     notes: Mapping[int, Note],
     part: range,
 ) -> None:
@@ -375,7 +453,8 @@ def _write_index(
         "colors": None if info is None else asdict(info.colors),  # by ITU-T H.273
         "source": swapper.name,  # who is drawn
         "whole": part == WHOLE,  # or only some of the footage's frames
-        "alpha": "straight" if made_from["kind of image"]["alpha"] else None,
+        "light": None if curve is None else curve.says,  # None: the footage's own values
+        "alpha": ("associated" if curve else "straight") if made_from["kind of image"]["alpha"] else None,
         "frames": [
             {"file": f"{number:06d}.{form}", "frame": number, "time": note.time, "footage": note.source}
             | {"faces": note.faces}
@@ -384,5 +463,5 @@ def _write_index(
         "key": key,
         "made from": made_from,
     }
-    with files.whole_file(folder / INDEX, overwrite=True) as partial:
-        partial.write_text(json.dumps(held, indent=1))
+    with files.whole_file(folder / INDEX, overwrite=True) as unfinished:
+        unfinished.write_text(json.dumps(held, indent=1))

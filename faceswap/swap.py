@@ -468,7 +468,8 @@ def swap_video(
     started = time.monotonic()
     marks = marks or marker(out)
     tags, sign = marks.tags(swapper.name), partial(marks.sign, out=out, footage=video, model=swapper.name)
-    recipe, form = swapper.recipe, form_like(video, crf=swapper.recipe.crf, part=_times_of(video, part))
+    recipe, times = swapper.recipe, _times_of(video, part)
+    form = form_like(video, crf=recipe.crf, codec=recipe.codec, part=times)
     made_from = {**what_decides(video, swapper, found), "range": None if part == WHOLE else [part.start, part.stop]}
     key = segments.key_of(made_from)
     plan = segments.Plan(video, segments.folder_of(out), key, form, recipe.segment, swapper.reach, recipe.batch, part)

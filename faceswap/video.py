@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +45,25 @@ WHOLE: Part = (None, None)
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # what `VideoWriter` makes, by suffix
 
+
+@dataclass(frozen=True)
+class Codec:
+    """How pictures are coded."""
+
+    name: str  # as people call it
+    encoder: str  # FFmpeg's name
+    depths: tuple[int, ...]  # bits of a sample, ascending
+    suffixes: frozenset[str]  # of the files that hold it
+    tag: str  # in mp4 and mov; "": the muxer's own
+
+
+CODECS = {
+    "h264": Codec("H.264", "libx264", (8, 10), frozenset(CONTAINERS), ""),
+    "h265": Codec("H.265", "libx265", (8, 10, 12), frozenset(CONTAINERS), "hvc1"),  # QuickTime plays no other tag
+    "prores": Codec("ProRes", "prores_ks", (10,), frozenset({".mov", ".mkv"}), ""),
+}
+AUTO = "auto"  # H.264, or H.265 of footage with more bits than that takes
+
 DURATION = "DURATION"  # Matroska's tag of a stream
 TS_DISCONT = 0x0200  # FFmpeg's flag of formats whose clock may jump and start anywhere
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
@@ -64,7 +83,8 @@ SCALING = (  # swscale's fast paths darken each trip to RGB and back by a level 
     Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
 DEEP = "gbrp16le"  # 16 bits of RGB; swscale gets green wrong where it makes rgb48 of 4:2:0 (FFmpeg 8)
-CODER_THREADS = 4  # of x264: what it makes depends on their number, so this is not the machine's
+CODER_THREADS = 4  # of an encoder: what x264 and x265 make depends on their number, so this is not the machine's
+X265_DELAY = 2  # frames after which it knows when the first was decoded; so few are in order
 PART_MARGIN, PART_STEP = 8, 16  # px that chroma needs around a part of a frame; where a part may begin
 SOUND_RATE = 44_100  # samples/s of the sound that `write_video` makes
 USUAL_RATE = Fraction(25)  # frames/s of a file that names none, as FFmpeg takes it
@@ -80,6 +100,20 @@ class Colors:
     transfer: int
     matrix: int
     range: int
+
+
+@dataclass(frozen=True)
+class Mastering:
+    """What a file says of the display it was graded on, and how bright it gets (SMPTE ST 2086, CTA-861.3)."""
+
+    display: tuple[int, ...] = ()  # x, y of green, blue, red, white in 1/50000, most and least light in 1/10000 cd/m2
+    brightest: tuple[int, ...] = ()  # cd/m2: pixel, frame on average
+
+    def words(self, display: str, brightest: str) -> list[str]:
+        """As x264 and x265 are told, which call the options differently."""
+        named = "G({},{})B({},{})R({},{})WP({},{})L({},{})".format(*self.display) if self.display else ""
+        given = ((display, named), (brightest, ",".join(map(str, self.brightest))))
+        return [f"{name}={value}" for name, value in given if value]
 
 
 class SeekError(MediaError):
@@ -100,6 +134,7 @@ class VideoInfo:
     pixel_format: str  # FFmpeg's name
     time_base: Fraction  # seconds in one unit of its time stamps
     colors: Colors
+    mastering: Mastering
     pixel_aspect: Fraction | None  # width / height of one pixel; None: not said
     interlaced: bool
 
@@ -127,7 +162,7 @@ class Frame:
 
     @property
     def image(self) -> Image:
-        """(H, W, 3) RGB uint8, or uint16 from a 16-bit image file; made when first asked for.
+        """(H, W, 3) RGB uint8, or uint16 from a 16-bit image file or a deep part put in; made when first asked for.
 
         That of a video is read-only, as an edit in place would never reach the file: copy it, edit the copy
         and use `with_image`.
@@ -158,10 +193,9 @@ class Frame:
     def part(self, x0: int, y0: int, x1: int, y1: int, *, deep: bool = False) -> Image:
         """`image[y0:y1, x0:x1]`, without making the rest of it; the rectangle lies inside the frame.
 
-        deep: YUV in planes of more than 8 bits is given as uint16, 65535 for white, and not in 8 bits.
+        deep: what was decoded in more than 8 bits is given as uint16, 65535 for white, and not in 8 bits.
         """
-        native = self.native
-        deep = deep and native is not None and _bits(native.format) > 8 and _in_planes(native.format)
+        deep = deep and self.native is not None and _bits(self.native.format) > 8
         if self.native is None or (self._image is not None and not deep):
             return self.image[y0:y1, x0:x1]
         left, top = (max(0, first - PART_MARGIN) // PART_STEP * PART_STEP for first in (x0, y0))
@@ -178,11 +212,11 @@ class Frame:
 
         Samples of a video that are not shown stay as they were decoded; only where the chroma is coarser it changes for
         whole cells. `part` is of the kind that `part(..., deep=True)` gives; x0 and y0 are even. What does not lie in
-        planes, as RGB, goes through 8 bits of RGB as a whole.
+        planes, as RGB, becomes RGB as a whole.
         """
         high, wide = part.shape[:2]
         if self.native is None or not _in_planes(self.native.format):
-            image = self.image.copy()
+            image = self.part(0, 0, *reversed(self.shape), deep=True).copy()
             place = image[y0 : y0 + high, x0 : x0 + wide]
             place[shown] = part[shown]
             return self.with_image(image)
@@ -199,7 +233,7 @@ class Frame:
         return Frame(self.index, self.time, self.source, native=native)
 
     def with_image(self, image: Image) -> "Frame":
-        """The same moment with other pixels: (H, W, 3) RGB uint8."""
+        """The same moment with other pixels: (H, W, 3) RGB uint8, or uint16."""
         return Frame(self.index, self.time, self.source, image)
 
     def __repr__(self) -> str:
@@ -232,6 +266,7 @@ def probe(path: Path) -> VideoInfo:
             pixel_format=upright.format.name,
             time_base=_time_base(stream),
             colors=_colors(first),
+            mastering=_mastering(first),
             pixel_aspect=1 / aspect if aspect and "transpose" in _turns(first) else aspect,
             interlaced=first.interlaced_frame,
         )
@@ -318,6 +353,17 @@ def start_of(path: Path) -> Fraction:
 
 
 # Images
+
+
+def exr(image: NDArray[np.float32]) -> bytes:
+    """A picture (H, W, 3 or 4) RGB or RGBA as an OpenEXR file of half floats, in blocks of 16 lines (ZIP)."""
+    high, wide, channels = image.shape
+    nearest = image.astype(np.float16).astype(np.float32)  # FFmpeg cuts off what does not fit
+    frame = av.VideoFrame.from_ndarray(nearest, "gbrpf32le" if channels == 3 else "gbrapf32le")
+    coder = CodecContext.create("exr", "w")
+    coder.width, coder.height, coder.pix_fmt, coder.time_base = wide, high, frame.format.name, 1 / USUAL_RATE
+    coder.options, coder.thread_count = {"format": "half", "compression": "zip16"}, 1
+    return b"".join(bytes(packet) for packet in [*coder.encode(frame), *coder.encode(None)])
 
 
 def image_files(path: Path) -> list[Path]:
@@ -620,10 +666,30 @@ def _colors(frame: av.VideoFrame) -> Colors:
     """The tags of a YUV frame; an RGB one gets those of the YUV that will be made of it."""
     primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
     if _is_rgb(frame.format):
-        matrix = BT709_TAG if min(frame.width, frame.height) >= 720 else BT601_TAG
-        return Colors(primaries, transfer, matrix, LIMITED)
+        return Colors(primaries, transfer, _usual(frame.width, frame.height), LIMITED)
     spread = FULL if frame.format.name.startswith("yuvj") else int(frame.color_range)
     return Colors(primaries, transfer, int(frame.colorspace), spread)
+
+
+def _mastering(frame: av.VideoFrame) -> Mastering:
+    """By FFmpeg's AVMasteringDisplayMetadata (ten fractions, two flags) and AVContentLightMetadata."""
+    sides = cast("Mapping[str, SupportsBytes]", frame.side_data)
+    display: tuple[int, ...] = ()
+    if "MASTERING_DISPLAY_METADATA" in sides:
+        numbers = np.frombuffer(bytes(sides["MASTERING_DISPLAY_METADATA"]), np.int32)[:22].tolist()
+        if all(numbers[20:]):
+            top, bottom = numbers[:20:2], numbers[1:20:2]
+            order = [*range(2, 6), 0, 1, 6, 7, 9, 8]  # from red, green, blue, white, least, most
+            display = tuple(round(top[i] / bottom[i] * (50_000 if i < 8 else 10_000)) for i in order)
+    brightest: tuple[int, ...] = ()
+    if "CONTENT_LIGHT_LEVEL" in sides:
+        brightest = tuple(np.frombuffer(bytes(sides["CONTENT_LIGHT_LEVEL"]), np.uint32)[:2].tolist())
+    return Mastering(display, brightest)
+
+
+def _usual(width: int, height: int) -> int:
+    """The matrix of a picture that does not say it."""
+    return BT709_TAG if min(width, height) >= 720 else BT601_TAG
 
 
 def _is_rgb(pixels: av.VideoFormat) -> bool:
@@ -632,12 +698,14 @@ def _is_rgb(pixels: av.VideoFormat) -> bool:
 
 def _conversion(colors: Colors, width: int, height: int) -> tuple[Colorspace, int]:
     """Matrix and range to compute with, also where the tags say nothing."""
-    usual = Colorspace.ITU709 if min(width, height) >= 720 else Colorspace.ITU601
-    return MATRICES.get(colors.matrix, usual), FULL if colors.range == FULL else LIMITED
+    matrix = MATRICES.get(colors.matrix, MATRICES[_usual(width, height)])
+    return matrix, FULL if colors.range == FULL else LIMITED
 
 
 def _rgb_from(frame: av.VideoFrame, conversion: tuple[Colorspace, int] | None = None, deep: bool = False) -> Image:
     """(H, W, 3) RGB, read-only, uint8 or, if deep, uint16; a part of a frame needs the whole one's `_conversion`."""
+    if deep and _is_rgb(frame.format):
+        return _deep_rgb(frame)
     matrix, spread = conversion or _conversion(_colors(frame), frame.width, frame.height)
     rgb = frame.reformat(
         format=DEEP if deep else "rgb24",
@@ -648,20 +716,50 @@ def _rgb_from(frame: av.VideoFrame, conversion: tuple[Colorspace, int] | None = 
         threads=1,  # starting more costs more than they gain
     )
     image: Image = rgb.to_ndarray()  # type: ignore[assignment]
-    if deep:  # swscale's white is 65280
-        image = np.minimum(image.astype(np.uint32) * 257 >> 8, 65535).astype(np.uint16)
+    if deep:
+        bits = _bits(frame.format) if spread == FULL else 8
+        white = (2**bits - 1) << (16 - bits)  # as swscale makes it
+        image = np.minimum((image.astype(np.uint32) * 65535 + white // 2) // white, 65535).astype(np.uint16)
     image.flags.writeable = False
     return image
 
 
-def _yuv_from(image: Image, pixel_format: str, colors: Colors, conversion: tuple[Colorspace, int]) -> av.VideoFrame:
+def _deep_rgb(frame: av.VideoFrame) -> Image:
+    """(H, W, 3) uint16, read-only, of an RGB frame of more than 8 bits: swscale's white is not always 65535."""
+    white = 65535
+    if re.fullmatch(rf"gbra?p1[0246]{sys.byteorder[0]}e", frame.format.name):
+        green, blue, red = planes(frame)[:3]
+        stacked, white = np.stack([red, green, blue], 2), 2 ** _bits(frame.format) - 1
+    else:
+        stacked = frame.reformat(format="rgb48le", threads=1).to_ndarray()
+    image = ((stacked.astype(np.uint32) * 65535 + white // 2) // white).astype(np.uint16)
+    image.flags.writeable = False
+    return image
+
+
+def _yuv_from(
+    image: Image, pixel_format: str, colors: Colors, conversion: tuple[Colorspace, int] | None = None
+) -> av.VideoFrame:
     """A picture (H, W, 3) RGB, uint8 or uint16, that may be part of another, whose conversion it needs."""
+    if image.dtype == np.uint8 and _bits(av.VideoFormat(pixel_format)) > 8:
+        image = image.astype(np.uint16) * np.uint16(257)
     if image.dtype == np.uint8:
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image, np.uint8), "rgb24")
     else:
-        dimmed = (image.astype(np.uint32) * 256 + 128) // 257
+        dimmed = (image.astype(np.uint32) * 256 + 128) // 257  # swscale's white is 65280 on this way
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(dimmed, np.uint16), DEEP)
     return _fitted(rgb, pixel_format, colors, conversion)
+
+
+def _limited(frame: av.VideoFrame, bits: int) -> av.VideoFrame:
+    """A full-range YUV frame in limited range (ITU-T H.273, 8.3); `bits`: those that its samples had before."""
+    copy, deep = _copy(frame), _bits(frame.format)
+    white, unit = (2**bits - 1) * 2.0 ** (deep - bits), 2 ** (deep - 8)
+    for i, plane in enumerate(planes(copy)[:3]):
+        zero, black, span = (0, 16 * unit, 219 * unit) if i == 0 else (128 * unit, 128 * unit, 224 * unit)
+        plane[:] = np.round((plane.astype(np.float32) - zero) * (span / white) + black)
+    copy.color_range = LIMITED
+    return copy
 
 
 def _fitted(
@@ -727,35 +825,50 @@ def _any(shown: NDArray[np.bool_], across: int, down: int) -> NDArray[np.bool_]:
     return np.asarray(cells.reshape(-(-high // down), down, -(-wide // across), across).any((1, 3)))
 
 
-def _encodable(info: VideoInfo) -> str:
-    """The pixel format of the output: the input's, or the nearest that libx264 takes, told if it differs.
+def _encodable(info: VideoInfo, codec: str) -> str:
+    """The pixel format of the output: the input's, or the nearest that the encoder takes, told if it differs.
 
-    Nearest: YUV with 8 or 10 bits and no less chroma; RGB becomes 4:4:4, and so do odd sizes.
+    Nearest: YUV with no fewer bits and no less chroma, where there is such; RGB becomes 4:4:4, and so do odd sizes,
+    which only ProRes halves. Transparency is kept by ProRes alone.
     """
     pixels = av.VideoFormat(info.pixel_format, info.width, info.height)
+    bits, prores, made = _bits(pixels), codec == "prores", CODECS[codec]
     across, down = pixels.chroma_width(8) < 8, pixels.chroma_height(8) < 8
-    odd = bool((across and info.width % 2) or (down and info.height % 2))
-    taken = {pixels.name for pixels in av.Codec("libx264", "w").video_formats or ()}
-    if info.pixel_format in taken and not odd:
+    odd = not prores and bool((across and info.width % 2) or (down and info.height % 2))
+    taken = {pixels.name for pixels in av.Codec(made.encoder, "w").video_formats or ()}
+    clear = _is_transparent(pixels)
+    if info.pixel_format in taken and not odd and not _is_rgb(pixels) and (prores or not clear):
         return info.pixel_format
-    chroma = "444" if odd or _is_rgb(pixels) or not across else "420" if down else "422"
-    depth = "10le" if pixels.components[0].bits > 8 else ""
-    found = f"yuv{chroma}p{depth}"
-    reason = f"H.264 has no {info.width}x{info.height} in" if odd else "libx264 does not take"
-    console.warn(f"{info.path.name}: {reason} {info.pixel_format}: written as {found}")
+    chroma = "444" if odd or _is_rgb(pixels) or not across or (prores and clear) else "420" if down else "422"
+    if prores and chroma == "420":
+        chroma = "422"
+    depth = next((depth for depth in made.depths if depth >= bits), made.depths[-1])
+    found = f"yuv{'a' if prores and clear else ''}{chroma}p{'' if depth == 8 else f'{depth}le'}"
+    reason = f"has no {info.width}x{info.height} in" if odd else "does not take"
+    advice = "; --codec prores keeps its transparency" if clear and not prores else ""
+    advice += "; --codec h265 keeps 12 bits" if bits > depth < 12 else ""
+    lost = bits > depth or (clear and not prores) or odd or _is_rgb(pixels)
+    tell = console.warn if lost else console.say
+    tell(f"{info.path.name}: {made.name} {reason} {info.pixel_format}: written as {found}{advice}")
     return found
+
+
+def _is_transparent(pixels: av.VideoFormat) -> bool:
+    return not pixels.has_palette and len(pixels.components) in (2, 4) and "a" in pixels.name
 
 
 # Video out
 
 
-def check_name(path: Path) -> None:
-    """`UsageError` unless a video can be written under this name."""
+def check_name(path: Path, codec: str = AUTO) -> None:
+    """`UsageError` unless a video can be written under this name, by `codec` of CODECS."""
     if path.suffix.lower() not in CONTAINERS:
         known, found = ", ".join(CONTAINERS), path.suffix or "no suffix"
         raise UsageError(f"{path}: expected a name ending in one of {known}, found {found}; rename it")
     if path.is_dir():
         raise UsageError(f"{path}: expected the name of a video, found a folder; choose another -o")
+    if codec != AUTO and path.suffix.lower() not in CODECS[codec].suffixes:
+        raise UsageError(f"{path}: {path.suffix} files do not take {CODECS[codec].name}; name it {path.stem}.mov")
 
 
 def write_video(
@@ -807,6 +920,8 @@ class Form:
     """How frames are encoded so that the result is like the video `info.path`: all that decides the bits."""
 
     info: VideoInfo
+    codec: str  # of CODECS
+    colors: Colors  # as tagged
     origin: Fraction  # seconds in that video's clock which are 0 in the new file
     pixel_format: str  # FFmpeg's name
     crf: int
@@ -819,16 +934,30 @@ class Form:
         return (time >= self.origin or not self.begins_within) and (self.end is None or time < self.end)
 
     def apply(self, coder: VideoCodecContext) -> None:
-        """Set up an H.264 encoder."""
-        info, colors = self.info, self.info.colors
+        """Set up its encoder."""
+        info, colors = self.info, self.colors
         coder.width, coder.height, coder.pix_fmt = info.width, info.height, self.pixel_format
         coder.framerate, coder.time_base = info.rate, info.time_base
         coder.color_primaries, coder.color_trc = colors.primaries, colors.transfer
         coder.colorspace, coder.color_range = colors.matrix, colors.range
         if info.pixel_aspect:
             coder.sample_aspect_ratio = info.pixel_aspect
-        coder.options = {"crf": str(self.crf), "preset": self.preset}
+        coder.options = self.options
         coder.thread_count, coder.thread_type = CODER_THREADS, "FRAME"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Those of the encoder."""
+        light = self.info.mastering
+        if self.codec == "prores":
+            return {"profile": "4444" if "444" in self.pixel_format else "hq"}
+        if self.codec == "h264":
+            told = ":".join(light.words("mastering-display", "cll"))
+            quality = {"crf": str(self.crf)} if self.crf else {"qp": "0"}
+            return {"preset": self.preset, **quality} | ({"x264-params": told} if told else {})
+        alike = ["log-level=none", "info=0", f"pools={CODER_THREADS}"]  # on any machine; info names that
+        told = ":".join([*alike, *([] if self.crf else ["lossless=1"]), *light.words("master-display", "max-cll")])
+        return {"preset": self.preset, "crf": str(self.crf), "x265-params": told}
 
     def tick(self, time: Fraction) -> int:
         """A time in seconds of the old file in units of the new one: one that is later is never less."""
@@ -838,8 +967,9 @@ class Form:
 def form_like(
     like: Path,
     *,
-    crf: int = 17,  # quality: 0 lossless (8 bits), 17 hardly visible loss, 23 x264's usual, 51 worst
-    preset: str = "medium",  # x264: ultrafast ... veryslow; slower makes smaller files
+    crf: int = 17,  # quality: 0 lossless, 17 hardly visible loss, 23 x264's usual, 51 worst; ProRes has its own
+    preset: str = "medium",  # x264, x265: ultrafast ... veryslow; slower makes smaller files
+    codec: str = AUTO,  # or one of CODECS
     part: Part = WHOLE,  # what of `like` is made: its beginning is 0 in the new file
 ) -> Form:
     """How to encode like the video `like`, or a part of it; what will differ is told.
@@ -853,23 +983,37 @@ def form_like(
     info = probe(like)
     if info.interlaced:
         console.warn(f"{like.name}: interlaced: written as progressive; deinterlace it first")
+    if codec == AUTO:
+        bits = _bits(av.VideoFormat(info.pixel_format))
+        codec = "h264" if bits <= CODECS["h264"].depths[-1] else "h265"
+        if codec == "h265":
+            console.say(f"{like.name}: has {bits} bits: written as H.265; --codec h264 makes 10 bits")
+    colors = info.colors
+    if codec == "prores" and colors.matrix not in MATRICES:  # or FFmpeg guesses, by the height alone
+        colors = replace(colors, matrix=_usual(info.width, info.height))
+    if codec == "prores" and colors.range == FULL:
+        console.warn(f"{like.name}: full range: ProRes has the limited one, to which it is converted")
+        colors = replace(colors, range=LIMITED)
+    if codec == "prores" and info.mastering != Mastering():
+        console.warn(f"{like.name}: what it says of its mastering display (HDR10) is left out of ProRes")
     begin, end = part
     origin = start_of(like) if begin is None else begin
-    return Form(info, origin, _encodable(info), crf, preset, end, begin is not None)
+    return Form(info, codec, colors, origin, _encodable(info, codec), crf, preset, end, begin is not None)
 
 
 class Encoder:
-    """Frames of one stretch of a video, in order, to packets of H.264 that need no others; None: the end."""
+    """Frames of one stretch of a video, in order, to packets that need no others; None: the end."""
 
     def __init__(self, form: Form, coder: VideoCodecContext | None = None) -> None:
         self._form = form
         if coder is None:
-            coder = CodecContext.create("libx264", "w")
+            coder = cast(VideoCodecContext, CodecContext.create(CODECS[form.codec].encoder, "w"))
             coder.flags |= Flags.global_header
             form.apply(coder)
             coder.open()
         self._coder = coder
         self._ticks = _Ticks(form.info.path.name, step=1)
+        self._count = 0
 
     @property
     def header(self) -> bytes:
@@ -880,32 +1024,39 @@ class Encoder:
         """`UsageError`: size or type differ from those of the video."""
         native = None
         if frame is not None:
+            self._count += 1
             native = self._native(frame)
             native.pts, native.time_base = self._ticks.next(self._form.tick(frame.time)), self._form.info.time_base
-            native.pict_type = PictureType.NONE  # x264 decides, not the encoder that made the input
-        return self._coder.encode(native)
+            native.pict_type = PictureType.NONE  # the encoder decides, not the encoder that made the input
+        packets = self._coder.encode(native)
+        if self._form.codec == "h265" and self._count <= X265_DELAY:
+            for packet in packets:  # x265 has not set its clock yet, and gives times of decoding at random
+                packet.dts = packet.pts
+        return packets
 
     def _native(self, frame: Frame) -> av.VideoFrame:
         """The samples to encode: those decoded, or else made of the image."""
-        info = self._form.info
+        form, info = self._form, self._form.info
         if frame.native is not None:
             shape, kind = (frame.native.height, frame.native.width, 3), "uint8"
         else:
             shape, kind = frame.image.shape, str(frame.image.dtype)
         wanted = (info.height, info.width, 3)
-        if (shape, kind) != (wanted, "uint8"):
+        kinds = ["uint8", "uint16"] if _bits(av.VideoFormat(info.pixel_format)) > 8 else ["uint8"]
+        if shape != wanted or kind not in kinds:
             raise UsageError(
-                f"{frame.source}: frame {frame.index}: expected {wanted} uint8 as in {info.path.name}, "
+                f"{frame.source}: frame {frame.index}: expected {wanted} {' or '.join(kinds)} as in {info.path.name}, "
                 f"found {shape} {kind}; convert it first"
             )
-        if frame.native is not None:
-            return _fitted(frame.native, self._form.pixel_format, info.colors)
-        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.image, np.uint8), "rgb24")
-        return _fitted(rgb, self._form.pixel_format, info.colors)
+        if frame.native is None or (_is_rgb(frame.native.format) and _bits(frame.native.format) > 8):
+            image = frame.part(0, 0, info.width, info.height, deep=True)
+            return _yuv_from(image, form.pixel_format, form.colors)
+        native = _fitted(frame.native, form.pixel_format, info.colors)
+        return native if form.colors.range == info.colors.range else _limited(native, _bits(frame.native.format))
 
 
 class VideoWriter:
-    """Writes H.264 into a file that is otherwise like the video `like`; use it in a `with`.
+    """Writes H.264, or what the form says, into a file that is otherwise like the video `like`; use it in a `with`.
 
     Size, frame times, rate, pixel format, colour tags, tags of the file and all sound (packet by packet, at
     its own times) come from `like`; subtitles and data streams are dropped. Give it either frames, or packets that
@@ -921,7 +1072,8 @@ class VideoWriter:
         *,
         crf: int = 17,  # as in `form_like`
         preset: str = "medium",
-        form: Form | None = None,  # default: `form_like(like, crf, preset)`
+        codec: str = AUTO,
+        form: Form | None = None,  # default: `form_like(like, crf, preset, codec)`
         overwrite: bool = False,
         metadata: Mapping[str, str] | None = None,  # tags of the file; before those of `like`
         finish: Callable[[Path], None] | None = None,  # may change the whole file before it takes its name
@@ -930,7 +1082,8 @@ class VideoWriter:
         check_name(path)
         refuse_existing(path, overwrite)
         self.path, self.like = path, like
-        self.form = form or form_like(like, crf=crf, preset=preset)
+        self.form = form or form_like(like, crf=crf, preset=preset, codec=codec)
+        check_name(path, self.form.codec)
         self.written = 0  # frames
         self._overwrite, self._metadata, self._finish = overwrite, dict(metadata or {}), finish
         self._stack = ExitStack()
@@ -1000,8 +1153,11 @@ class VideoWriter:
         self._output.metadata.update(kept | self._metadata)
 
     def _add_video(self) -> VideoStream:
-        stream = self._output.add_stream("libx264", rate=self.form.info.rate)
+        codec = CODECS[self.form.codec]
+        stream = cast(VideoStream, self._output.add_stream(codec.encoder, rate=self.form.info.rate))
         self.form.apply(stream.codec_context)
+        if codec.tag and CONTAINERS[self.path.suffix.lower()] != "matroska":
+            stream.codec_context.codec_tag = codec.tag
         stream.time_base = self.form.info.time_base
         return stream
 

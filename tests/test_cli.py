@@ -125,6 +125,16 @@ def test_merge_to_images(clips: dict[str, Path], facesets: dict[str, Path], run:
     assert report["frames"] == 16 and report["kept"] == 0 and not list(tmp_path.glob("out/*.png"))
     assert "16 images (16 kept)" in faceswap(*words, "--format", "tiff").stdout
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    result = faceswap(*words, "--format", "exr", "--alpha", "--overwrite")
+    assert "a face drawn in 14" in result.stdout and len(list(tmp_path.glob("out/*.exr"))) == 16
+    assert "real footage with parts made by a trained model" in faceswap("verify", tmp_path / "out/000000.exr").stdout
+
+
+def test_merge_by_another_codec(clips: dict[str, Path], run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mov"
+    result = faceswap("merge", clips["target"], "--model", run, "-o", out, "--codec", "prores", *TINY)
+    assert "a face replaced in 14" in result.stdout and probe(out).pixel_format == "yuv422p10le"
+    assert "real footage with parts made by a trained model" in faceswap("verify", out).stdout
 
 
 def test_a_folder_of_images_is_merged_to_images(run: Path, tmp_path: Path) -> None:
@@ -149,7 +159,11 @@ def test_a_folder_of_images_is_merged_to_images(run: Path, tmp_path: Path) -> No
         (["-o", "a.mp4", "--frames", "a"], "one of the two"),
         (["-o", "a.mp4", "--alpha"], "belong to --frames"),
         (["-o", "a.mp4", "--format", "png"], "belong to --frames"),
-        (["--frames", "a", "--format", "exr"], "'exr' is not one of 'png', 'tiff'"),
+        (["--frames", "a", "--format", "gif"], "'gif' is not one of 'png', 'tiff', 'exr'"),
+        (["--frames", "a", "--codec", "prores"], "--codec belongs to -o"),
+        (["-o", "a.mp4", "--codec", "prores"], "a.mp4: .mp4 files do not take ProRes; name it a.mov"),
+        (["-o", "a.mp4", "--set", "merge.codec='prores'"], ".mp4 files do not take ProRes"),
+        (["-o", "a.mov", "--codec", "vp9"], "'vp9' is not one of 'auto', 'h264', 'h265', 'prores'"),
         (["--frames", "a", "--workers", 2], "--workers belongs to -o"),
         (["--frames", "a.mov"], "expected a folder for --frames"),
         (["--frames", "a", "--c2pa-cert", "c.pem", "--c2pa-key", "k.pem"], "images are not signed, only videos are"),

@@ -55,7 +55,10 @@ def test_settings_lie_over_the_file_and_the_last_one_counts(tmp_path: Path) -> N
     [
         ("[train]\nimage = 5", r"recipe.toml: unknown key 'train.image'; did you mean 'images'\?"),
         ("[modle]", r"recipe.toml: unknown key 'modle'; did you mean 'model'\?"),
-        ("[merge]\nzzz = 1", r"unknown key 'merge.zzz'; known: batch, blend, color, crf, erode, feather, grain, mask"),
+        (
+            "[merge]\nzzz = 1",
+            r"unknown key 'merge.zzz'; known: batch, blend, codec, color, crf, erode, feather, grain, mask",
+        ),
         ("[train]\nimages = 'many'", r"recipe.toml: train.images = 'many': .*integer"),
         ("[extract]\nformat = 'gif'", r"extract.format = 'gif': .*'png' or 'jpg'"),
         ("[data]\nbatch = [1]", r"data.batch = \[1\]: .*integer"),

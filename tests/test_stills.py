@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from test_swap import CPU, face_at, weights
+from test_video import ramp, write_ffv1
 
-from faceswap import align, provenance, signing, stills, swap
+from faceswap import align, light, provenance, signing, stills, swap, video
 from faceswap.config import ExtractRecipe, MergeRecipe
 from faceswap.errors import MediaError, OutputExistsError, UsageError
 from faceswap.found import FoundFaces
@@ -98,6 +99,28 @@ def test_the_colour_is_that_of_the_face_and_the_alpha_is_the_mask(model: Path, k
     assert np.abs(beside[clear][:, :3].astype(int) - picture[clear][:, :3]).max() <= (1 if kind is np.uint8 else 12)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("blend", ["feather", "laplacian", "poisson"])
+@pytest.mark.parametrize("transfer", [1, 16])
+def test_light_over_the_light_of_the_plate_is_the_normal_merge(
+    model: Path, blend: str, kind: type[Any], transfer: int
+) -> None:
+    made, plate, table = swapper(model, blend=blend), frame(kind), light.CURVES[transfer].table()
+    faces = [face_at(80, 78), face_at(110, 90)]
+    ((_, laid),) = made.faces([(plate, faces)])
+    whole, _ = stills.picture(made, plate, laid, False, table)
+    alone, shown = stills.picture(made, plate, laid, True, table)
+    assert whole.dtype == alone.dtype == np.float32 and len(shown) == LOOSE
+    deep = plate.image.astype(np.uint16) * np.uint16(257 if kind is np.uint8 else 1)
+    laid_over = alone[..., :3] + (1 - alone[..., 3:]) * table[deep]  # associated alpha, as any compositor does it
+    np.testing.assert_allclose(laid_over, whole, atol=1e-6 * table[-1])
+    assert (alone[alone[..., 3] == 0] == 0).all() and alone[..., 3].max() <= 1
+    untouched = (alone == 0).all(2)
+    assert 0.3 < untouched.mean() < 1 and np.array_equal(whole[untouched], table[deep][untouched])
+    straight, _ = stills.picture(made, plate, laid, True)
+    assert np.abs(straight[..., 3] / np.iinfo(kind).max - alone[..., 3]).max() < (0.003 if kind is np.uint8 else 6e-4)
+
+
 def test_without_a_face_nothing_is_drawn(model: Path) -> None:
     plain = frame(np.uint8)
     picture, shown = stills.picture(swapper(model), plain, [], alpha=True)
@@ -128,6 +151,40 @@ def test_a_file_is_what_others_read(tmp_path: Path, form: str, channels: int, ki
         assert np.array_equal(native.to_ndarray(), image)
     assert provenance.verify(path).found == "tagged"
     assert "real footage with parts made by a trained model" in provenance.text(provenance.verify(path))
+
+
+def halves(path: Path) -> NDArray[np.float32]:
+    """The pixels of an EXR file, as FFmpeg finds them; (H, W, 3 or 4) RGB."""
+    with av.open(str(path)) as container:
+        native = next(container.decode(video=0))
+    assert native.format.name in ("gbrpf16le", "gbrapf16le")
+    shown = [np.frombuffer(plane, np.float16).reshape(plane.height, -1)[:, : plane.width] for plane in native.planes]
+    return np.stack([shown[i] for i in (2, 0, 1, 3)[: len(shown)]], 2).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 33), (37, 50)])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_an_exr_file_is_what_others_read(tmp_path: Path, channels: int, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(2).normal(0, 3, (*size, channels)).astype(np.float32)
+    image[0, 0, 0] = 65504
+    path, pixels = tmp_path / "a.exr", []
+
+    def say(coded: bytes) -> bytes:
+        pixels.append(coded)
+        return provenance.packet(provenance.tags("w"), "odd")
+
+    path.write_bytes(stills.exr(image, say, light.CURVES[16], primaries=9))
+    nearest = image.astype(np.float16).astype(np.float32)
+    assert np.array_equal(halves(path), nearest)
+    assert path.read_bytes().endswith(pixels[0]) and provenance.noted(path.read_bytes()) == "odd"
+    assert provenance.verify(path).found == "tagged"
+    reference = pytest.importorskip("OpenEXR")  # of those who made the format
+    with reference.File(str(path)) as opened:
+        header, (shown,) = opened.header(), opened.channels().values()
+        assert shown.pixels.dtype == np.float16 and np.array_equal(shown.pixels.astype(np.float32), nearest)
+        assert header["chromaticities"] == pytest.approx(light.PRIMARIES[9]) and header["whiteLuminance"] == 100
+        assert header["comments"] == light.CURVES[16].says and header["xmp"].startswith("<?xpacket")
+        assert (header["compression"], header["type"]) == (reference.ZIP_COMPRESSION, reference.scanlineimage)
 
 
 def test_an_alpha_is_said_to_be_straight(tmp_path: Path) -> None:
@@ -206,6 +263,58 @@ def test_footage_of_ten_bits_gives_sixteen(model: Path, tmp_path: Path) -> None:
         assert image.dtype == np.uint16 and len(np.unique(image // 257 * 257 - image)) > 50
     plate = read(tmp_path / "False" / "000000.png")
     assert np.abs(plate / 257 - footage.performance("target", 1)[0]).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("colors", "says", "of_light"),
+    [
+        ((9, 16, 9, 1), "BT.2100 PQ EOTF", light.pq),
+        ((9, 18, 9, 1), "BT.2100 HLG OETF", light.hlg),
+        ((1, 1, 1, 1), "BT.709 OETF", light.bt709),
+        ((2, 2, 2, 0), "BT.709 OETF", light.bt709),
+    ],
+)
+def test_exr_holds_the_light_of_the_footage(
+    model: Path, tmp_path: Path, colors: tuple[int, int, int, int], says: str, of_light: Any
+) -> None:
+    native = ramp("yuv444p12le", 9, 1)
+    native.color_primaries, native.color_trc, native.colorspace, native.color_range = colors
+    clip = write_ffv1(tmp_path / "in.mkv", [native])
+    report = stills.write_stills(clip, tmp_path / "out", swapper(model), {}, form="exr")
+    assert report.frames == 1 and stills.write_stills(clip, tmp_path / "out", swapper(model), {}, form="exr").kept == 1
+    wanted = of_light(np.linspace(0, 1, 512))
+    shown = halves(tmp_path / "out" / "000000.exr")
+    assert np.abs(shown - wanted[:, None]).max() < wanted[-1] * 2e-3
+    assert np.abs(shown[0, 60:, 1] / wanted[60:] - 1).max() < 0.02, "dark ones too, by a code value of 12 bits"
+    held = json.loads((tmp_path / "out" / "faces.json").read_text())
+    assert says in held["light"] and held["alpha"] is None
+    header = (tmp_path / "out" / "000000.exr").read_bytes()[:3000]
+    assert says.encode() in header and (b"chromaticities" in header) == (colors[0] != 2)
+
+
+def test_exr_of_a_face_and_of_images(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "plates").mkdir()
+    for index, image in enumerate(footage.performance("target", 2)):
+        cv2.imwrite(str(tmp_path / "plates" / f"{index}.png"), image[..., ::-1])
+    found: FoundFaces = {1: [face_at(80, 78)]}
+    for alpha in (False, True):
+        stills.write_stills(tmp_path / "plates", tmp_path / str(alpha), swapper(model), found, alpha=alpha, form="exr")
+    plate = light.srgb(footage.performance("target", 2)[1] / 255)
+    alone, whole = halves(tmp_path / "True" / "000001.exr"), halves(tmp_path / "False" / "000001.exr")
+    assert np.abs(alone[..., :3] + (1 - alone[..., 3:]) * plate - whole).max() < 1e-3
+    assert alone[70:95, 70:90, 3].min() > 0.9 and not halves(tmp_path / "True" / "000000.exr").any()
+    held = json.loads((tmp_path / "True" / "faces.json").read_text())
+    assert held["alpha"] == "associated" and "sRGB" in held["light"]
+
+
+def test_exr_of_footage_whose_light_is_not_known(model: Path, tmp_path: Path) -> None:
+    native = ramp("yuv444p10le", 1, 1)
+    native.color_trc = 9
+    clip = write_ffv1(tmp_path / "in.mkv", [native])
+    with pytest.raises(UsageError, match=r"number 9 of ITU-T H\.273.*choose --format tiff"):
+        stills.check(tmp_path / "out", clip, "exr")
+    stills.check(tmp_path / "out", clip, "tiff")
+    assert video.probe(clip).colors.transfer == 9
 
 
 @pytest.mark.parametrize("deep", [False, True])

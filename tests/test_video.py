@@ -46,6 +46,7 @@ def make_clip(
     pixel_format: str = "yuv420p",
     codec: str = "libx264",
     audio_codec: str = "aac",
+    layout: str = "mono",
     rotation: int = 0,
     matrix: Sequence[int] | None = None,
     colors: tuple[int, int, int, int] = (2, 2, 2, 0),  # primaries, transfer, matrix, range
@@ -70,16 +71,17 @@ def make_clip(
         if matrix:
             stream.set_display_matrix(matrix)
         packets = []
-        audio = out.add_stream(audio_codec, rate=48000, layout="mono") if sound else None
+        audio = out.add_stream(audio_codec, rate=48000, layout=layout) if sound else None
         for index in [*range(frames), None]:
             frame = None if index is None else yuv(index, size, pixel_format, flat)
             if frame is not None:
                 frame.pts, frame.time_base = ticks(index) if ticks else index, base
             packets += stream.encode(frame)
         if audio is not None:
-            wave = av.AudioFrame.from_ndarray(tone(48000, frames / rate), "fltp", "mono")
+            channels = av.AudioLayout(layout).nb_channels
+            wave = av.AudioFrame.from_ndarray(np.repeat(tone(48000, frames / rate), channels, 0), "fltp", layout)
             wave.sample_rate, wave.pts, wave.time_base = 48000, 0, Fraction(1, 48000)
-            resampler = av.AudioResampler(audio.codec_context.format, "mono", 48000, audio.frame_size or 960)
+            resampler = av.AudioResampler(audio.codec_context.format, layout, 48000, audio.frame_size or 960)
             for piece in [*resampler.resample(wave), *resampler.resample(None), None]:
                 packets += audio.encode(piece)
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
@@ -138,6 +140,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the user was warned of."""
     messages: list[str] = []
     monkeypatch.setattr(console, "warn", messages.append)
+    monkeypatch.setattr(console, "say", messages.append)
     return messages
 
 
@@ -647,6 +650,7 @@ def test_ten_bits_are_kept(tmp_path: Path, told: list[str], change: Callable[[Fr
         ((64, 48), "bgr0", "yuv444p"),
         ((64, 48), "yuva420p", "yuv420p"),
         ((64, 48), "yuv422p12le", "yuv422p10le"),
+        ((64, 48), "gbrp12le", "yuv444p10le"),
         ((64, 48), "yuv411p", "yuv422p"),
     ],
 )
@@ -656,10 +660,225 @@ def test_what_h264_cannot_hold_becomes_the_nearest(
     source = make_clip(tmp_path / "in.mkv", frames=3, size=size, pixel_format=given, codec="ffv1", sound=False)
     assert probe(source).pixel_format == given
     for change in (lambda frame: frame, redrawn):
-        out = encode(tmp_path / "out.mp4", source, change, overwrite=True)
+        out = encode(tmp_path / "out.mp4", source, change, codec="h264", overwrite=True)
         assert probe(out).pixel_format == made and (probe(out).width, probe(out).height) == size
         assert psnr(list(read_frames(out))[1].image, picture(1, *size)) > 28
     assert given in told[0] and f"written as {made}" in told[0]
+    assert ("--codec h265 keeps 12 bits" in told[0]) == ("12" in given)
+    assert ("--codec prores keeps its transparency" in told[0]) == ("a" in given)
+
+
+@pytest.mark.parametrize(
+    ("given", "made", "shown"),  # 4444 is decoded to 12 bits, of which two are empty
+    [
+        ("yuv420p", "yuv422p10le", "yuv422p10le"),
+        ("yuv422p10le", "yuv422p10le", "yuv422p10le"),
+        ("yuv420p12le", "yuv422p10le", "yuv422p10le"),
+        ("yuv444p12le", "yuv444p10le", "yuv444p12le"),
+        ("gbrp12le", "yuv444p10le", "yuv444p12le"),
+        ("yuva420p", "yuva444p10le", "yuva444p12le"),
+        ("yuva444p12le", "yuva444p10le", "yuva444p12le"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mov", ".mkv"])
+@pytest.mark.parametrize("size", [(64, 48), (63, 47)])
+def test_prores_has_ten_bits_and_keeps_transparency(
+    tmp_path: Path, told: list[str], size: tuple[int, int], suffix: str, given: str, made: str, shown: str
+) -> None:
+    source = make_clip(tmp_path / "in.mkv", frames=3, size=size, pixel_format=given, codec="ffv1", sound=False)
+    for change in (lambda frame: frame, redrawn):
+        out = encode(tmp_path / f"out{suffix}", source, change, codec="prores", overwrite=True)
+        assert probe(out).pixel_format == shown and (probe(out).width, probe(out).height) == size
+        assert psnr(list(read_frames(out))[1].image, picture(1, *size)) > 28
+        with av.open(str(out)) as container:
+            assert container.streams.video[0].codec_context.codec_tag == ("apch" if "422" in made else "ap4h")
+    assert (told == []) == (given == made) and all(f"written as {made}" in line for line in told)
+
+
+@pytest.mark.parametrize("fmt", ["yuva444p12le", "yuva444p10le"])
+def test_transparency_reaches_prores(tmp_path: Path, fmt: str) -> None:
+    source, ramp = tmp_path / "in.mkv", np.linspace(0, 1, 64)
+    native = av.VideoFrame(64, 48, fmt)
+    for plane, value in zip(video.planes(native), (0.4, 0.5, 0.5, 1.0), strict=True):
+        plane[:] = (
+            np.round(ramp * value * (2 ** int(fmt[8:10]) - 1)) if value == 1 else int(value * 2 ** int(fmt[8:10]))
+        )
+    write_ffv1(source, [native])
+    out = encode(tmp_path / "out.mov", source, codec="prores")
+    (frame,) = read_frames(out)
+    assert frame.native is not None
+    assert np.abs(video.planes(frame.native)[3][20] / 4095 - ramp).max() < 0.6 / 1023 + 1e-9 + (0.5 / 1023)
+
+
+def test_h265_is_played_by_quicktime_and_names_no_machine(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "in.mp4", frames=5, pixel_format="yuv420p10le")
+    for suffix, tag in ((".mp4", "hvc1"), (".mov", "hvc1"), (".mkv", "")):
+        out = encode(tmp_path / f"out{suffix}", source, codec="h265")
+        with av.open(str(out)) as container:
+            coder = container.streams.video[0].codec_context
+            assert (coder.name, coder.profile) == ("hevc", "Main 10")
+            assert not tag or coder.codec_tag == tag
+        assert b"x265" not in out.read_bytes() and [d for _, d in packets(out)] == [d for _, d in packets(source)]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_the_shortest_videos_of_h265(tmp_path: Path, frames: int) -> None:
+    source = make_clip(tmp_path / "in.mp4", frames=frames, sound=False)
+    for _ in range(12):  # what x265 leaves out was random
+        out = encode(tmp_path / "out.mp4", source, codec="h265", overwrite=True)
+        with av.open(str(out)) as container:
+            stamps = [(p.dts, p.pts) for p in container.demux(video=0) if p.size]
+        assert len(stamps) == frames and all(-1536 <= dts <= pts for dts, pts in stamps)
+
+
+def test_a_codec_that_the_container_cannot_take(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"out\.mp4: \.mp4 files do not take ProRes; name it out\.mov"):
+        VideoWriter(tmp_path / "out.mp4", clip, codec="prores")
+    with pytest.raises(UsageError, match=r"do not take ProRes"):
+        video.check_name(tmp_path / "out.mp4", "prores")
+    video.check_name(tmp_path / "out.mov", "prores")
+
+
+TAGS = [(9, 16, 9, 1), (9, 18, 9, 1), (1, 1, 1, 1), (6, 6, 6, 1), (9, 14, 9, 2), (12, 13, 1, 1)]
+
+
+@pytest.mark.parametrize("colors", TAGS, ids=["pq", "hlg", "bt709", "bt601", "bt2020 full", "p3"])
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("h264", ".mp4"), ("h265", ".mp4"), ("h265", ".mkv"), ("prores", ".mov")]
+)
+def test_colour_tags_are_carried(
+    tmp_path: Path, told: list[str], codec: str, suffix: str, colors: tuple[int, int, int, int]
+) -> None:
+    source = make_clip(tmp_path / "in.mp4", frames=2, pixel_format="yuv422p10le", colors=colors, sound=False)
+    out = encode(tmp_path / f"out{suffix}", source, codec=codec)
+    limited = codec == "prores" and colors[3] == 2
+    assert probe(out).colors == video.Colors(*colors[:3], 1 if limited else colors[3])
+    assert any("full range: ProRes has the limited one" in line for line in told) == limited
+    assert psnr(next(read_frames(out)).image, next(read_frames(source)).image) > 35
+
+
+def test_prores_says_the_matrix_that_was_meant(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "in.mp4", frames=1, size=(64, 736), sound=False)  # by its height FFmpeg says BT.709
+    out = encode(tmp_path / "out.mov", source, codec="prores")
+    assert (probe(source).colors.matrix, probe(out).colors.matrix) == (2, 6)
+
+
+def test_what_is_said_of_the_mastering_display_is_carried(tmp_path: Path, told: list[str]) -> None:
+    source, light = tmp_path / "in.mp4", "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
+    with av.open(str(source), "w") as out:
+        options = {"x265-params": f"log-level=none:master-display={light}:max-cll=1000,400"}
+        stream = out.add_stream("libx265", rate=25, options=options, width=64, height=48, pix_fmt="yuv420p10le")
+        for piece in (*(yuv(index, (64, 48), "yuv420p10le", None) for index in range(4)), None):
+            out.mux(stream.encode(piece))
+    wanted = video.Mastering((13250, 34500, 7500, 3000, 34000, 16000, 15635, 16450, 10000000, 50), (1000, 400))
+    assert probe(source).mastering == wanted
+    for codec in ("h264", "h265"):
+        assert probe(encode(tmp_path / f"{codec}.mp4", source, codec=codec)).mastering == wanted
+    assert told == []
+    encode(tmp_path / "out.mov", source, codec="prores")
+    assert any("mastering display (HDR10) is left out of ProRes" in line for line in told)
+
+
+# Ramps
+
+
+def write_ffv1(path: Path, frames: Sequence[av.VideoFrame]) -> Path:
+    """The very samples in a file that is tagged as the frames are."""
+    first = frames[0]
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("ffv1", rate=25, width=first.width, height=first.height, pix_fmt=first.format.name)
+        coder = stream.codec_context
+        coder.color_primaries, coder.color_trc = first.color_primaries, first.color_trc
+        coder.colorspace, coder.color_range = first.colorspace, first.color_range
+        for index, frame in enumerate(frames):
+            frame.pts = index
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def ramp(pixel_format: str, matrix: int, spread: int, wide: int = 512) -> av.VideoFrame:
+    """Grey from black to white, by the definition of the standards, in a large patch."""
+    frame = av.VideoFrame(wide, 64, pixel_format)
+    bits = frame.format.components[0].bits
+    frame.colorspace, frame.color_range = matrix, spread
+    luma, *chroma = video.planes(frame)
+    black, white = (16 << (bits - 8), 235 << (bits - 8)) if spread == 1 else (0, 2**bits - 1)
+    luma[:] = np.linspace(black, white, wide).round()
+    for plane in chroma:
+        plane[:] = 128 << (bits - 8)
+    return frame
+
+
+RAMPS = [f"yuv{chroma}p{bits}le" for bits in (10, 12) for chroma in (420, 422, 444)]
+
+
+@pytest.mark.parametrize("pixel_format", RAMPS)
+@pytest.mark.parametrize("matrix", [1, 6, 9])
+@pytest.mark.parametrize("spread", [1, 2])
+def test_a_deep_ramp_comes_back(tmp_path: Path, pixel_format: str, matrix: int, spread: int) -> None:
+    native = ramp(pixel_format, matrix, spread)
+    frame = Frame(0, Fraction(0), tmp_path, native=native)
+    part = frame.part(0, 0, 512, 64, deep=True)
+    assert part.dtype == np.uint16 and (part[:, 0] == 0).all() and (part[:, -1] == 65535).all()
+    linear = np.linspace(0, 65535, 512)
+    assert np.abs(part[0].astype(float) - linear[:, None]).max() <= 65535 / (2 ** int(pixel_format[7:9]) * 219 / 256)
+    fresh = frame.with_part(0, 0, part, np.ones((64, 512), np.bool_))
+    assert fresh.native is not None
+    for old, new in zip(video.planes(native), video.planes(fresh.native), strict=True):
+        assert np.abs(old.astype(int) - new).max() <= 1, "within a code value"
+
+
+@pytest.mark.parametrize("pixel_format", RAMPS)
+@pytest.mark.parametrize(("matrix", "spread"), [(1, 1), (6, 2), (9, 1), (9, 2)])
+def test_a_deep_ramp_through_a_file(tmp_path: Path, pixel_format: str, matrix: int, spread: int) -> None:
+    native = ramp(pixel_format, matrix, spread)
+    source, bits = write_ffv1(tmp_path / "in.mkv", [native]), int(pixel_format[7:9])
+    assert (probe(source).colors.matrix, probe(source).colors.range) == (matrix, spread)
+    (whole,) = read_frames(encode(tmp_path / "out.mkv", source, crf=0))
+    assert whole.native is not None and whole.native.format.name == pixel_format
+    assert all(map(np.array_equal, video.planes(native), video.planes(whole.native))), "lossless: as it was"
+    (less,) = read_frames(encode(tmp_path / "less.mkv", source, codec="h264", crf=0))
+    assert less.native is not None and less.native.format.name == pixel_format.replace("12", "10")
+    for i, (old, new) in enumerate(zip(video.planes(native), video.planes(less.native), strict=True)):
+        part = 1023 / (2**bits - 1) if spread == 2 and i == 0 else 1 / 2 ** (bits - 10)
+        assert np.abs(old * part - new).max() <= 1
+    (limited,) = read_frames(encode(tmp_path / "out.mov", source, codec="prores"))
+    assert limited.native is not None and probe(tmp_path / "out.mov").colors.range == 1
+    deep = int(limited.native.format.name[7:9])  # 4444 is decoded to 12 bits
+    wanted = np.linspace(64, 940, 512) * 2 ** (deep - 10)
+    assert np.abs(video.planes(limited.native)[0] - wanted).max() <= 2 ** (deep - 10) * 2.1, "within the codec's error"
+
+
+def test_a_deep_part_of_rgb_is_exact(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (32, 48, 3), np.uint16)
+    for name, step in (("gbrp10le", 64), ("gbrp12le", 16), ("gbrp16le", 1), ("rgb48le", 1), ("gbrap12le", 16)):
+        native = av.VideoFrame.from_ndarray(deep, "rgb48le").reformat(format=name)
+        frame = Frame(0, Fraction(0), tmp_path, native=native)
+        part = frame.part(16, 8, 40, 24, deep=True)
+        assert np.abs(part.astype(int) - deep[8:24, 16:40]).max() < step
+        shown = np.zeros(part.shape[:2], np.bool_)
+        shown[3, 4] = True
+        fresh = frame.with_part(16, 8, np.full_like(part, 1234), shown).image
+        assert fresh.dtype == np.uint16 and (fresh[11, 20] == 1234).all()
+        assert (fresh != frame.part(0, 0, 48, 32, deep=True)).any(2).sum() == 1
+
+
+def test_sixteen_bits_of_rgb_are_written_deep(tmp_path: Path) -> None:
+    image = np.repeat(np.linspace(0, 65535, 512).round().astype(np.uint16)[None, :, None], 64, 0).repeat(3, 2)
+    source = write_ffv1(tmp_path / "in.mkv", [av.VideoFrame.from_ndarray(image, "rgb48le").reformat(format="gbrp12le")])
+    for change in (lambda frame: frame, lambda frame: frame.with_image(image)):
+        (frame,) = read_frames(encode(tmp_path / "out.mp4", source, change, crf=0, overwrite=True))
+        assert frame.native is not None and frame.native.format.name == "yuv444p12le"
+        assert np.abs(video.planes(frame.native)[0] - np.linspace(256, 3760, 512)).max() <= 1.5
+
+
+def test_more_than_ten_bits_are_said_to_be_h265(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(console, "say", said.append)
+    source = write_ffv1(tmp_path / "in.mkv", [ramp("yuv422p12le", 1, 1)])
+    assert video.form_like(source).codec == "h265" and "has 12 bits: written as H.265" in said[0]
+    assert video.form_like(source, codec="h264").pixel_format == "yuv422p10le"
 
 
 def test_variable_frame_rate_is_kept(tmp_path: Path) -> None:
