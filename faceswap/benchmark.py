@@ -219,13 +219,13 @@ def recropped(
     frame: NDArray[Any], truth: NDArray[Any], faces: Sequence[Face], size: int, recipe: Recipe
 ) -> NDArray[Any]:
     """The frame with the true swap's face laid in as a faultless model of `size` px would: the best it could do."""
-    as_it_is = recipe.merge.model_copy(update={"color": "none"})
+    as_it_is = recipe.merge.model_copy(update={"color": "none", "restore": ""})
     for face in faces[:1]:
         matrix = face.matrix(size)
         drawn = align.crop(truth, matrix, size)
         whole = np.ones((size, size), np.float32)
-        floats = drawn.astype(np.float32) / np.float32(255)
-        frame = swap.merge(frame, drawn, floats, whole, matrix, face, as_it_is)
+        faultless = drawn.astype(np.float32) / np.float32(255), whole
+        frame = swap.still(frame, face, matrix, drawn, faultless, as_it_is, target=whole)
     return frame
 
 

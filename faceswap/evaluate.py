@@ -5,7 +5,7 @@ Beside the figures of a swap stands the noise floor: the target's own face, sent
 back as a swapped one is. A difference below it means nothing. Between the two stands the target drawn as the target.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from faceswap import (
     checkpoint,
     console,
     damage,
+    detail,
     detectors,
     embedding,
     files,
@@ -34,7 +35,7 @@ from faceswap.detectors import Face
 from faceswap.devices import resolve
 from faceswap.errors import FacesetError, UsageError
 from faceswap.faceset import Entry, open_all, read_image, spread
-from faceswap.masks import face_mask
+from faceswap.masks import OF_TARGET, face_mask
 from faceswap.models import FaceModel
 
 SIZE = 192  # px, side of the crops that are measured: MS-SSIM has its five scales
@@ -149,7 +150,10 @@ def evaluate(
     weights = checkpoint.find(path)
     model, state = checkpoint.load_model(weights, base, strength)
     people, place = _people(weights.parent, state, faces), resolve(device)
-    subject = _Subject(model.to(place), state, given.over(state.recipe), place)
+    recipe = given.over(state.recipe)
+    swap.check(recipe.merge)
+    restorer = detail.Restorer(Path(recipe.merge.restore), cuda=place.type == "cuda") if recipe.merge.restore else None
+    subject = _Subject(model.to(place), state, recipe, place, restorer)
     if out is not None and (out.suffix.lower() not in (".html", ".htm") or out.is_dir()):
         raise UsageError(f"{out}: expected the name of a page, ending in .html; choose another -o")
     where, replaced = out or weights.parent / "evaluation.html", overwrite
@@ -219,6 +223,7 @@ class _Subject:
     state: State
     recipe: Recipe
     device: torch.device
+    restorer: detail.Restorer | None
 
     @property
     def size(self) -> int:
@@ -258,8 +263,8 @@ class _Subject:
         rows: Rows = {}
         views: dict[str, Views] = {}
         for name, (now, then) in drawn.items():
-            late = list(_merged(after, then, self.recipe.merge))
-            views[name] = view(list(_merged(shots, now, self.recipe.merge)), _following(shots, after, late), detector)
+            early, late = self.merged(shots, now), self.merged(after, then)
+            views[name] = view(early, _following(shots, after, late), detector)
             rows[name] = {**agreement(views[name], plain, masks, edges, same_person=False)}
             rows[name]["mouth"] = metrics.mouth_agreement(views[name].points, plain.points)
             rows[name]["sharpness"] = sharpness(views[name].images, masks, plain.images, masks)
@@ -283,6 +288,16 @@ class _Subject:
             )
         ]
         return rows, page.Pictures("The swap", columns, table)
+
+    def merged(self, shots: Sequence["_Shot"], drawn: Sequence[swap.Drawn]) -> list[NDArray[Any]]:
+        """The shots' images (SIZE, SIZE, 3) uint8 RGB with the drawn faces laid in as `merge` lays them in."""
+        recipe, restorer = self.recipe.merge, self.restorer
+        needed = recipe.mask in OF_TARGET
+        own = self.draw([shot.crop for shot in shots], TARGET) if needed else [None] * len(shots)
+        return [
+            shot.swapped(face, recipe, target=itself[1] if itself else None, restorer=restorer)
+            for shot, face, itself in zip(shots, drawn, own, strict=True)
+        ]
 
     def detector(self) -> detectors.Detector:
         extract = self.recipe.extract
@@ -323,6 +338,12 @@ class _Shot:
         matrix = np.array(meta.matrix) * (SIZE / meta.size)
         return cls(image, read_image(entry.path, size), meta.crop_points(SIZE), meta.crop_outline(SIZE), matrix)
 
+    def swapped(self, drawn: swap.Drawn, recipe: MergeRecipe, **more: Any) -> NDArray[Any]:
+        """`image` with a face laid in that was drawn from `crop`; more: of `swap.placed`."""
+        dense = self.outline.astype(np.float32) if len(self.outline) > 5 else None
+        found = Face(np.zeros(4, np.float32), self.points.astype(np.float32), 1.0, dense)
+        return swap.still(self.image, found, np.eye(2, 3) * (len(self.crop) / SIZE), self.crop, drawn, recipe, **more)
+
     def itself(self) -> swap.Drawn:
         """The crop as a model would draw it that makes no mistake."""
         return self.crop.astype(np.float32) / np.float32(255), np.ones(self.crop.shape[:2], np.float32)
@@ -330,15 +351,6 @@ class _Shot:
 
 def _masks(shots: Sequence[_Shot]) -> metrics.Images:
     return np.stack([face_mask(shot.outline, SIZE) for shot in shots])
-
-
-def _merged(shots: Sequence[_Shot], drawn: Sequence[swap.Drawn], recipe: MergeRecipe) -> Iterator[NDArray[Any]]:
-    """The shots' images (SIZE, SIZE, 3) uint8 RGB with the drawn faces laid in."""
-    for shot, (face, mask) in zip(shots, drawn, strict=True):
-        matrix = np.array([[1.0, 0, 0], [0, 1.0, 0]]) * (len(shot.crop) / SIZE)
-        dense = shot.outline.astype(np.float32) if len(shot.outline) > 5 else None
-        found = Face(np.zeros(4, np.float32), shot.points.astype(np.float32), 1.0, dense)
-        yield swap.merge(shot.image, shot.crop, face, mask, matrix, found, recipe)
 
 
 def _following(shots: Sequence[_Shot], after: Sequence[_Shot], images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from faceswap import (
-    blend,
     checkpoint,
-    color,
     console,
     detail,
     devices,
     extract,
     files,
-    masks,
     pretrained,
     steering,
     swap,
@@ -92,9 +89,7 @@ def swap_pair(
 def prepared(recipe: Recipe) -> Recipe:
     """The recipe as it is used for a pair; `UsageError` now for what could only fail later."""
     train.check_recipe(recipe.resolved(), people=2)
-    color.get(recipe.merge.color)
-    blend.get(recipe.merge.blend)
-    masks.check(recipe.merge.mask)
+    swap.check(recipe.merge)
     if recipe.merge.restore:
         detail.Restorer(Path(recipe.merge.restore))
     return recipe

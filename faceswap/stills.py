@@ -36,7 +36,7 @@ from faceswap.errors import OutputExistsError, UsageError
 from faceswap.found import FoundFaces
 from faceswap.provenance import Marker, marker, noted, packet
 from faceswap.segments import WHOLE
-from faceswap.swap import Laid, Swapper, what_decides
+from faceswap.swap import Laid, Swapper, lay_in, soft, what_decides
 from faceswap.video import CONTAINERS, Frame, frame_count, is_image, probe, read_frames
 from faceswap.video import exr as coded_exr
 
@@ -82,7 +82,6 @@ class Note:
 
 
 def picture(
-    swapper: Swapper,
     frame: Frame,
     faces: Iterable[Laid],
     alpha: bool,
@@ -102,15 +101,15 @@ def picture(
     swapped, shown = frame.with_image(plate), []
     through = np.ones((high, wide) if alpha else (0, 0), np.float32)  # what of the frame is seen
     for laid in faces:
-        before, swapped = swapped, swapper.lay_in(swapped, laid)
+        before, swapped = swapped, lay_in(swapped, laid)
         if swapped is before:
             continue
         shown.append(laid)
-        soft = swapper.soft(laid, frame.shape)
-        where = blend.covered(soft, laid.matrix, frame.shape)
+        through_it = soft(laid, frame.shape)
+        where = blend.covered(through_it, laid.matrix, frame.shape)
         if alpha and where is not None:
             x0, y0, x1, y1 = where
-            spread = align.uncrop(soft, laid.matrix, where, border=cv2.BORDER_CONSTANT)
+            spread = align.uncrop(through_it, laid.matrix, where, border=cv2.BORDER_CONSTANT)
             through[y0:y1, x0:x1] *= 1 - np.clip(spread, 0, 1)
     if not alpha:
         return swapped.image if table is None else table[swapped.image], shown
@@ -394,7 +393,7 @@ def _drawn(
 
     for frame, faces in swapper.faces((frame, found.get(frame.index, [])) for frame in needed()):
         if frame.index in part and frame.index not in there:
-            yield frame, *picture(swapper, frame, faces, alpha, table)
+            yield frame, *picture(frame, faces, alpha, table)
 
 
 class _Writer:

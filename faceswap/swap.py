@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -127,16 +128,14 @@ class Swapper:
         self.made_from, self.shots = made_from, made_from.shots
         every = shots.recipes(self.recipe, self.shots)
         for recipe in every:
-            color.get(recipe.color), blend.get(recipe.blend)
+            check(recipe)
             alone = next((model for model in self.models if model.people < 2), None)
-            if masks.check(recipe.mask) in masks.OF_TARGET and alone is not None:
+            if recipe.mask in masks.OF_TARGET and alone is not None:
                 raise UsageError(
                     f"merge.mask = {recipe.mask!r}: {alone.weights} knows one person only; expected a pair"
                 )
-        cuda = self.device.type == "cuda"
-        self.restorers = {
-            path: detail.Restorer(Path(path), cuda=cuda) for path in sorted({recipe.restore for recipe in every} - {""})
-        }
+        paths = sorted({recipe.restore for recipe in every} - {""})
+        self.restorers = {path: detail.Restorer(Path(path), cuda=self.device.type == "cuda") for path in paths}
         # frames before and after that a frame depends on
         self.reach = max(max(recipe.steady, int(recipe.motion_blur > 0)) for recipe in every)
 
@@ -158,7 +157,7 @@ class Swapper:
             swapped = frame
             replaced = 0
             for laid in faces:
-                before, swapped = swapped, self.lay_in(swapped, laid)
+                before, swapped = swapped, lay_in(swapped, laid)
                 replaced += swapped is not before
             yield swapped, replaced
 
@@ -194,23 +193,11 @@ class Swapper:
         for frame, some in asked:
             laid = []
             for found, recipe in some:
-                crop, matrix, (face, mask) = crops[number], places[number], sources[number]
+                crop, matrix, drawn = crops[number], places[number], sources[number]
                 target = targets[number][1] if number in targets else None
                 number += 1
-                size, by = len(mask), recipe.scale
-                limit = bound(found, matrix, size)
-                if by != 1 and found.mask is not None:  # what the user drew stays where it is in the frame
-                    limit = align.crop(limit, detail.scaled(np.eye(2, 3), size, by), size)
-                mask = masks.chosen(recipe.mask, mask, limit, target)
-                if recipe.restore:
-                    face, size = self.restorers[recipe.restore](face, recipe.restored), detail.SIDE
-                    mask, matrix = align.resize(mask, size), matrix * (size / len(crop))
-                    crop = cut_out(frame, matrix, size)
-                plate = crop.astype(np.float32) / np.float32(255)
-                state = color.get(recipe.color).measure(face, plate, mask)
-                matrix = detail.scaled(matrix, size, by)
-                seen, middle = self._look(frame, face, mask, matrix, recipe), detail.middle(matrix, size)
-                laid.append(Laid(recipe, state, seen, middle, face, mask, matrix, found.track, seen))
+                restorer = self.restorers.get(recipe.restore)
+                laid.append(placed(frame, found, matrix, crop, drawn, recipe, target=target, restorer=restorer))
             yield frame, laid
 
     def _drawn_as(
@@ -225,19 +212,6 @@ class Swapper:
             made = self.models[model]([crops[number] for number in numbers], person, self.recipe.batch)
             drawn |= zip(numbers, made, strict=True)
         return drawn
-
-    def _look(
-        self,
-        frame: Frame,
-        face: NDArray[np.float32],
-        mask: NDArray[np.float32],
-        matrix: align.Matrix,
-        recipe: MergeRecipe,
-    ) -> color.State:
-        where = blend.covered(mask, matrix, frame.shape)
-        if where is None or not detail.matching(recipe):
-            return color.NOTHING
-        return detail.look(frame.part(*where, deep=True), where, face, mask, matrix)
 
     def _steadied(self, drawn: Iterable[tuple[Frame, list[Laid]]]) -> Iterator[tuple[Frame, list[Laid]]]:
         """What was measured of a face, averaged over the frames around it: those of its track."""
@@ -275,40 +249,17 @@ class Swapper:
             moved=detail.way({index: of.middle for index, of in known.items()}, frame),
         )
 
-    def lay_in(self, frame: Frame, laid: Laid) -> Frame:
-        """The frame with one face in it, coloured like the footage; itself if nothing of the face shows.
-
-        Only pixels under the mask are made anew, in as many bits as the footage has.
-        """
-        face = color.get(laid.recipe.color).apply(laid.face, laid.state)
-        soft = self.soft(laid, frame.shape)
-        where = blend.covered(soft, laid.matrix, frame.shape)
-        if where is None:
-            return frame
-        finish = partial(
-            detail.finish,
-            recipe=laid.recipe,
-            steady=laid.steady,
-            now=laid.now,
-            moved=laid.moved,
-            pixel=1 / align.scale_of(laid.matrix),
-            seed=(frame.index, 0 if laid.track is None else laid.track + 1),
-        )
-        part, way = frame.part(*where, deep=True), blend.get(laid.recipe.blend)
-        pixels, shown = blend.lay_in(part, where, face, soft, laid.matrix, way, finish)
-        return frame.with_part(where[0], where[1], pixels, shown) if shown.any() else frame
-
-    def soft(self, laid: Laid, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """The mask (R, R) through which a face is laid into a frame (h, w, ...)."""
-        soft = blend.through(laid.recipe.blend, laid.mask, laid.recipe.erode, laid.recipe.feather)
-        return blend.leaving(soft, laid.matrix, shape)
-
 
 def _alike(one: Known, other: Known) -> bool:
     """Whether what was measured of a face in two frames may be averaged: it was measured in the same way."""
     if one.recipe is other.recipe:
         return True
     return all(getattr(one.recipe, key) == getattr(other.recipe, key) for key in MEASURED)
+
+
+def check(recipe: MergeRecipe) -> None:
+    """`UsageError` if a colour transfer, a blend or a kind of mask is not known."""
+    color.get(recipe.color), blend.get(recipe.blend), masks.check(recipe.mask)
 
 
 def cut_out(frame: Frame, matrix: align.Matrix, size: int) -> NDArray[np.uint8]:
@@ -333,24 +284,73 @@ def draw(
         yield from zip(faces.permute(0, 2, 3, 1).cpu().numpy(), masks[:, 0].cpu().numpy(), strict=True)
 
 
-def merge(
-    image: NDArray[Any],  # frame (H, W, 3) uint8 RGB
-    crop: NDArray[Any],  # the target's face (R, R, 3) uint8 RGB, cut out of it
-    face: NDArray[np.float32],  # the source's face (R, R, 3) RGB [0, 1], drawn from the crop
-    mask: NDArray[np.float32],  # (R, R) [0, 1], as drawn
-    matrix: align.Matrix,  # (2, 3), frame to crop
+def placed(
+    frame: Frame,
     found: Face,
+    matrix: align.Matrix,  # (2, 3), frame to crop
+    crop: NDArray[np.uint8],  # (R, R, 3) RGB, the face as it is
+    drawn: Drawn,
     recipe: MergeRecipe,
-) -> NDArray[Any]:
-    """The frame with one drawn face coloured like the footage and laid in.
+    *,
+    target: NDArray[np.float32] | None = None,  # (R, R), the mask drawn of it as the target, if the recipe wants it
+    restorer: detail.Restorer | None = None,
+) -> Laid:
+    """How a drawn face goes into its frame, for `lay_in`: masked, restored, scaled; and what the footage is like there.
 
-    The mask is the network's, bounded by that of the landmarks: a network that errs cannot paint the background.
-    `image` itself comes back if nothing of the face shows.
+    The mask is bounded by that of the landmarks: a network that errs cannot paint the background.
     """
-    mask = np.minimum(mask, bound(found, matrix, len(mask)))
-    face = color.get(recipe.color)(face, crop.astype(np.float32) / np.float32(255), mask)
-    soft = blend.through(recipe.blend, mask, recipe.erode, recipe.feather)
-    return blend.paste(image, face, soft, matrix, blend.get(recipe.blend))
+    (face, mask), by = drawn, recipe.scale
+    size = len(mask)
+    limit = bound(found, matrix, size)
+    if by != 1 and found.mask is not None:  # what the user drew stays where it is in the frame
+        limit = align.crop(limit, detail.scaled(np.eye(2, 3), size, by), size)
+    mask = masks.chosen(recipe.mask, mask, limit, target)
+    if restorer is not None:
+        face, size = restorer(face, recipe.restored), detail.SIDE
+        mask, matrix = align.resize(mask, size), matrix * (size / len(crop))
+        crop = cut_out(frame, matrix, size)
+    state = color.get(recipe.color).measure(face, crop.astype(np.float32) / np.float32(255), mask)
+    matrix = detail.scaled(matrix, size, by)
+    where, seen = blend.covered(mask, matrix, frame.shape), color.NOTHING
+    if where is not None and detail.matching(recipe):
+        seen = detail.look(frame.part(*where, deep=True), where, face, mask, matrix)
+    return Laid(recipe, state, seen, detail.middle(matrix, size), face, mask, matrix, found.track, seen)
+
+
+def lay_in(frame: Frame, laid: Laid) -> Frame:
+    """The frame with one face in it, coloured like the footage; itself if nothing of the face shows.
+
+    Only pixels under the mask are made anew, in as many bits as the footage has.
+    """
+    recipe, through = laid.recipe, soft(laid, frame.shape)
+    face = color.get(recipe.color).apply(laid.face, laid.state)
+    where = blend.covered(through, laid.matrix, frame.shape)
+    if where is None:
+        return frame
+    finish = partial(
+        detail.finish,
+        recipe=recipe,
+        steady=laid.steady,
+        now=laid.now,
+        moved=laid.moved,
+        pixel=1 / align.scale_of(laid.matrix),
+        seed=(frame.index, 0 if laid.track is None else laid.track + 1),
+    )
+    part, way = frame.part(*where, deep=True), blend.get(recipe.blend)
+    pixels, shown = blend.lay_in(part, where, face, through, laid.matrix, way, finish)
+    return frame.with_part(where[0], where[1], pixels, shown) if shown.any() else frame
+
+
+def soft(laid: Laid, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The mask (R, R) through which a face is laid into a frame (h, w, ...)."""
+    through = blend.through(laid.recipe.blend, laid.mask, laid.recipe.erode, laid.recipe.feather)
+    return blend.leaving(through, laid.matrix, shape)
+
+
+def still(image: NDArray[Any], *given: Any, **more: Any) -> NDArray[Any]:
+    """An image (H, W, 3) uint8 RGB with one drawn face laid in; given: as of `placed`."""
+    frame = Frame(0, Fraction(0), Path(), image)
+    return lay_in(frame, placed(frame, *given, **more)).image
 
 
 def bound(face: Face, matrix: align.Matrix, size: int) -> NDArray[np.float32]:

@@ -56,7 +56,7 @@ def scored(shots: dict[int, Shot]) -> Callable[[str], dict[str, Any]]:
         crop = align.crop(image, matrix, 96)
         tinted = (crop / 255 * (0.8, 1, 1)).astype(np.float32)
         found = Face(np.zeros(4, np.float32), points, 1.0)
-        return swap.merge(image, crop, tinted, np.ones((96, 96), np.float32), matrix, found, merge)
+        return swap.still(image, found, matrix, crop, (tinted, np.ones((96, 96), np.float32)), merge)
 
     def turned() -> Images:
         actor, moments = Actor(TRUTH.identity), TRUTH.moments()

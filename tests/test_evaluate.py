@@ -11,7 +11,7 @@ import pytest
 
 from faceswap import align, batches, checkpoint, config, embedding, evaluate, landmarks
 from faceswap.config import Recipe
-from faceswap.errors import CheckpointError, FacesetError, OutputExistsError
+from faceswap.errors import CheckpointError, FacesetError, OutputExistsError, UsageError
 from faceswap.evaluate import Views
 from faceswap.faceset import Faceset
 from faceswap.train import train
@@ -210,7 +210,7 @@ def test_identity_is_measured_or_said_not_to_be(monkeypatch: pytest.MonkeyPatch)
 def test_the_floor_is_a_swap_without_a_mistake(facesets: dict[str, Path], tiny: Recipe) -> None:
     entry = Faceset.open(facesets["target"]).entries[0]
     shot = evaluate._Shot.of(entry, 96)
-    (laid,) = evaluate._merged([shot], [shot.itself()], tiny.merge)
+    laid = shot.swapped(shot.itself(), tiny.merge)
     assert np.abs(laid.astype(int) - shot.image).mean() < 2 and (laid != shot.image).any()
 
 
@@ -224,7 +224,22 @@ def test_masks_are_drawn_from_dense_landmarks_where_a_face_has_them(facesets: di
     five, small = (evaluate._Shot.of(face, 96) for face in (entry, dense))
     assert np.array_equal(five.points, small.points) and small.outline.shape == (landmarks.COUNT, 2)
     assert evaluate._masks([small]).sum() < 0.5 * evaluate._masks([five]).sum()
-    drawn = [(np.zeros((96, 96, 3), np.float32), np.ones((96, 96), np.float32))]
-    changed = [(next(evaluate._merged([shot], drawn, tiny.merge)) != shot.image).any(2) for shot in (small, five)]
+    drawn = np.zeros((96, 96, 3), np.float32), np.ones((96, 96), np.float32)
+    changed = [(shot.swapped(drawn, tiny.merge) != shot.image).any(2) for shot in (small, five)]
     outside = evaluate.laid_in(small.outline, tiny.merge) == 0
     assert changed[0].any() and changed[0][outside].mean() < 0.02 < 0.1 < changed[1][outside].mean()
+
+
+def test_faces_are_laid_in_as_merge_lays_them_in(facesets: dict[str, Path], tiny: Recipe) -> None:
+    shot = evaluate._Shot.of(Faceset.open(facesets["target"]).entries[0], 96)
+    plain = shot.swapped(shot.itself(), tiny.merge)
+    for change in ({"scale": 0.9}, {"sharpen": 1.0}, {"blend": "poisson"}, {"erode": 0.1}):
+        assert (shot.swapped(shot.itself(), tiny.merge.model_copy(update=change)) != plain).any(), change
+    none = np.zeros((96, 96), np.float32)
+    product = tiny.merge.model_copy(update={"mask": "product"})
+    assert np.array_equal(shot.swapped(shot.itself(), product, target=none), shot.image)
+
+
+def test_a_wrong_name_is_said_before_the_work(run: Path, tiny: Recipe) -> None:
+    with pytest.raises(UsageError, match="no mask called 'learnt'; did you mean 'learned'"):
+        evaluate.evaluate(run, tiny.changed(merge={"mask": "learnt"}), device="cpu")

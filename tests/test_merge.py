@@ -107,7 +107,7 @@ def test_what_lies_beside_a_face_is_as_it_was(model: Path, tmp_path: Path, pixel
     clip = deep_clip(tmp_path / "in.mkv", pixel_format)
     made, face = swapper(model), face_at(80, 78)
     ((_, (laid,)),) = made.faces([(next(read_frames(clip)), [face])])
-    x0, y0, x1, y1 = blend.covered(made.soft(laid, (160, 160)), laid.matrix, (160, 160)) or (0, 0, 0, 0)
+    x0, y0, x1, y1 = blend.covered(swap.soft(laid, (160, 160)), laid.matrix, (160, 160)) or (0, 0, 0, 0)
     out = merge(model, clip, tmp_path / "out.mkv", {0: [face], 1: [face], 2: [face]})
     assert probe(out).pixel_format == pixel_format
     for before, after in zip(read_frames(clip), read_frames(out), strict=True):

@@ -72,12 +72,12 @@ def test_the_faces_alone_over_the_plate_are_the_normal_merge(model: Path, blend:
     faces = [face_at(80, 78), face_at(110, 90)]  # one over the other
     ((merged, count),) = made([(plate, faces)])
     ((_, laid),) = made.faces([(plate, faces)])
-    picture, shown = stills.picture(made, plate, laid, alpha=True)
+    picture, shown = stills.picture(plate, laid, alpha=True)
     assert count == len(shown) == LOOSE and picture.dtype == kind and picture.shape == (160, 160, 4)
     assert (merged.image != plate.image).any(2).sum() > 1000
     far = np.abs(over(plate.image, picture) - merged.image).max()
     assert far <= (1 if kind is np.uint8 or blend in ("feather", "alpha") else 2)
-    whole, _ = stills.picture(made, plate, laid, alpha=False)
+    whole, _ = stills.picture(plate, laid, alpha=False)
     assert np.array_equal(whole, merged.image)
 
 
@@ -86,15 +86,15 @@ def test_the_colour_is_that_of_the_face_and_the_alpha_is_the_mask(model: Path, k
     made, white = swapper(model, blend="feather"), np.iinfo(kind).max
     plain = frame(kind)
     ((_, (laid,)),) = made.faces([(plain, [face_at(80, 78)])])
-    picture, _ = stills.picture(made, plain, [laid], alpha=True)
+    picture, _ = stills.picture(plain, [laid], alpha=True)
     where = (0, 0, 160, 160)
-    mask = np.clip(align.uncrop(made.soft(laid, (160, 160)), laid.matrix, where, border=cv2.BORDER_CONSTANT), 0, 1)
+    mask = np.clip(align.uncrop(swap.soft(laid, (160, 160)), laid.matrix, where, border=cv2.BORDER_CONSTANT), 0, 1)
     assert np.abs(picture[..., 3] - mask * white).max() <= 0.51 * (1 if kind is np.uint8 else 1.2)
     assert (picture[picture[..., 3] == 0] == 0).all() and (picture[..., 3] == 0).mean() > 0.5
     other = Frame(
         3, plain.time, plain.source, np.full_like(plain.image, white // 3)
     )  # the same face over another plate
-    beside, _ = stills.picture(made, other, [laid], alpha=True)
+    beside, _ = stills.picture(other, [laid], alpha=True)
     clear = mask > 0.1
     assert np.abs(beside[clear][:, :3].astype(int) - picture[clear][:, :3]).max() <= (1 if kind is np.uint8 else 12)
 
@@ -108,8 +108,8 @@ def test_light_over_the_light_of_the_plate_is_the_normal_merge(
     made, plate, table = swapper(model, blend=blend), frame(kind), light.CURVES[transfer].table()
     faces = [face_at(80, 78), face_at(110, 90)]
     ((_, laid),) = made.faces([(plate, faces)])
-    whole, _ = stills.picture(made, plate, laid, False, table)
-    alone, shown = stills.picture(made, plate, laid, True, table)
+    whole, _ = stills.picture(plate, laid, False, table)
+    alone, shown = stills.picture(plate, laid, True, table)
     assert whole.dtype == alone.dtype == np.float32 and len(shown) == LOOSE
     deep = plate.image.astype(np.uint16) * np.uint16(257 if kind is np.uint8 else 1)
     laid_over = alone[..., :3] + (1 - alone[..., 3:]) * table[deep]  # associated alpha, as any compositor does it
@@ -117,15 +117,15 @@ def test_light_over_the_light_of_the_plate_is_the_normal_merge(
     assert (alone[alone[..., 3] == 0] == 0).all() and alone[..., 3].max() <= 1
     untouched = (alone == 0).all(2)
     assert 0.3 < untouched.mean() < 1 and np.array_equal(whole[untouched], table[deep][untouched])
-    straight, _ = stills.picture(made, plate, laid, True)
+    straight, _ = stills.picture(plate, laid, True)
     assert np.abs(straight[..., 3] / np.iinfo(kind).max - alone[..., 3]).max() < (0.003 if kind is np.uint8 else 6e-4)
 
 
 def test_without_a_face_nothing_is_drawn(model: Path) -> None:
     plain = frame(np.uint8)
-    picture, shown = stills.picture(swapper(model), plain, [], alpha=True)
+    picture, shown = stills.picture(plain, [], alpha=True)
     assert not picture.any() and picture.shape == (160, 160, 4) and shown == []
-    whole, _ = stills.picture(swapper(model), plain, [], alpha=False)
+    whole, _ = stills.picture(plain, [], alpha=False)
     assert np.array_equal(whole, plain.image)
 
 
@@ -360,12 +360,12 @@ def test_what_is_there_is_kept_and_the_rest_is_the_same(
     wanted = contents(tmp_path / "whole")
     picture, lock, drawn = stills.picture, threading.Lock(), []
 
-    def stop(made: swap.Swapper, plate: Frame, *rest: Any) -> Any:
+    def stop(plate: Frame, *rest: Any) -> Any:
         with lock:
             drawn.append(plate.index)
         if plate.index == 9 and len(drawn) < 12:
             raise KeyboardInterrupt
-        return picture(made, plate, *rest)
+        return picture(plate, *rest)
 
     monkeypatch.setattr(stills, "picture", stop)
     with pytest.raises(KeyboardInterrupt):
