@@ -162,6 +162,7 @@ def bases() -> list[Path]:
 
 def find_base(recipe: Recipe) -> Path | None:
     """The first base of the recipe's architecture, None if there is none."""
+    recipe = recipe.resolved()
     for name, entry in entries().items():
         if entry.kind == "base" and entry.path:
             state = checkpoint.read(find(name))

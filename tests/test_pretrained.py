@@ -834,3 +834,8 @@ def test_the_tool_writes_size_and_sum_of_one_entry(shipped: Path) -> None:
     assert (shipped / "manifest.toml").read_text() == "\n".join(["# A note", *known])
     with pytest.raises(SystemExit, match=r"expected a table \[nut\]"):
         ship.refresh("nut", shipped)
+
+
+def test_the_base_that_ships_is_what_the_defaults_start_from() -> None:
+    path = pretrained.find_base(config.Recipe())
+    assert path is not None and path.name == "base_96.safetensors"
