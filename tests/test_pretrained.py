@@ -837,5 +837,5 @@ def test_the_tool_writes_size_and_sum_of_one_entry(shipped: Path) -> None:
 
 
 def test_the_base_that_ships_is_what_the_defaults_start_from() -> None:
-    path = pretrained.find_base(config.Recipe())
+    path = pretrained.find_base(Recipe())
     assert path is not None and path.name == "base_96.safetensors"
