@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import faceswap
+from faceswap.cli_export import export
 from faceswap.cli_faceset import faceset
 from faceswap.cli_train import train
 from faceswap.config import Recipe
@@ -42,6 +43,7 @@ def main() -> None:
     """
 
 
+main.add_command(export)
 main.add_command(faceset)
 main.add_command(train)
 
@@ -220,7 +222,12 @@ def combine(
 
 @main.command()
 @click.argument("video", type=FILE)
-@click.option("--model", type=FILE, metavar="RUN_OR_FILE", help="Run of faceswap finetune, or a weight file of one.")
+@click.option(
+    "--model",
+    type=FILE,
+    metavar="RUN_OR_FILE",
+    help="Run of faceswap finetune, a weight file of one, or any .dfm.",
+)
 @click.option(
     "--map",
     "cast",

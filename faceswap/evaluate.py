@@ -23,6 +23,7 @@ from faceswap import (
     damage,
     detail,
     detectors,
+    dfm,
     embedding,
     files,
     metrics,
@@ -132,14 +133,14 @@ def sharpness(ours: metrics.Images, masks: NDArray[Any], reference: metrics.Imag
 
 
 def evaluate(
-    path: Path,  # a run, or a weight file
+    path: Path,  # a run, a weight file or a .dfm
     given: Recipe,  # its options of `extract` (the detector) and `merge` are laid over those of the run
     *,
     device: str = "auto",
     faces: Path | None = None,  # of the target (of a base: of anyone), instead of those of the training
     base: Path | None = None,  # where the base lies, if it is not where it was
     strength: float = 1.0,  # of what was trained, beside the base
-    out: Path | None = None,  # the page; default: evaluation.html in the run, replaced
+    out: Path | None = None,  # the page; default: evaluation.html in the run, replaced; NAME.html beside NAME.dfm
     overwrite: bool = False,  # of the page, where it is not in a run
 ) -> Report:
     """Measure a model: reconstruction on faces held out of its training or on all of `faces`; the swap on the target's
@@ -148,20 +149,22 @@ def evaluate(
     `CheckpointError` for an unusable model, `FacesetError` if there are no faces to measure on.
     """
     weights = checkpoint.find(path)
-    model, state = checkpoint.load_model(weights, base, strength)
-    people, place = _people(weights.parent, state, faces), resolve(device)
-    recipe = given.over(state.recipe)
+    place = resolve(device)
+    model, state = dfm.load_model(weights, base, strength, place)
+    people, recipe = _people(weights.parent, state, faces), given.over(state.recipe)
     swap.check(recipe.merge)
     restorer = detail.Restorer(Path(recipe.merge.restore), cuda=place.type == "cuda") if recipe.merge.restore else None
     subject = _Subject(model.to(place), state, recipe, place, restorer)
     if out is not None and (out.suffix.lower() not in (".html", ".htm") or out.is_dir()):
         raise UsageError(f"{out}: expected the name of a page, ending in .html; choose another -o")
-    where, replaced = out or weights.parent / "evaluation.html", overwrite
-    if out is None and (weights.parent / "recipe.toml").exists():
+    foreign = dfm.is_dfm(weights)
+    usual = weights.with_suffix(".html") if foreign else weights.parent / "evaluation.html"
+    where, replaced = out or usual, overwrite
+    if out is None and not foreign and (weights.parent / "recipe.toml").exists():
         replaced = True  # it is the run's own
     files.refuse_existing(where, replaced)
     tables: dict[str, Rows] = {f"reconstruction, at {SIZE} px": {}}
-    for index, name in enumerate(state.subjects):
+    for index, name in enumerate(state.subjects[: model.people]):
         if people[name].held:
             row = f"{name} as {name}, {people[name].label}"
             tables[f"reconstruction, at {SIZE} px"][row] = subject.reconstruction(index, people[name].held)
@@ -170,7 +173,8 @@ def evaluate(
         rows, pictures = subject.pair(people[state.subjects[SOURCE]], people[state.subjects[TARGET]], notes)
         tables["the swap against the target"] = rows
         blocks.append(pictures)
-    if (lost := damage.of(weights, device=device, base=base, strength=strength)) is not None:
+    lost = None if foreign else damage.of(weights, device=device, base=base, strength=strength)
+    if lost is not None:
         tables["the base, on faces of strangers"] = damage.rows(lost)
         notes.append(f"Weights moved by {100 * lost.distance:.2g} % of the base.")
     tables = {title: metrics.plain(rows) for title, rows in tables.items()}
@@ -257,6 +261,8 @@ class _Subject:
             "target as target": [self.draw([shot.crop for shot in part], TARGET) for part in (shots, after)],
             "noise floor": [[shot.itself() for shot in part] for part in (shots, after)],
         }
+        if not (both := self.model.people > TARGET):  # a .dfm that draws the source alone
+            del drawn["target as target"]
         detector = self.detector()
         plain = view([shot.image for shot in shots], _following(shots, after, [shot.image for shot in after]), detector)
         masks, edges = _masks(shots), np.stack([laid_in(shot.outline, self.recipe.merge) for shot in shots])
@@ -276,9 +282,12 @@ class _Subject:
             rows["swap"]["sharpness"] = sharpness(views["swap"].images, masks, originals, _masks(theirs))
             own, others = ([shot.image for shot in people] for people in (theirs, shots))
             rows["swap"] |= likeness(own, others, {"swap": swapped}, notes)["swap"]
+        chosen = spread(range(len(shots)), SHOWN)
+        if not both:
+            shown = [[shots[i].image, drawn["swap"][0][i][0], swapped[i]] for i in chosen]
+            return rows, page.Pictures("The swap", ["target", "target as source", "swap, laid in"], shown)
         self._decoders(self.shots(spread(target.held, MEASURED)), rows, notes)
         columns = ["target", "target as target", "target as source", "swap, laid in", "and back as target"]
-        chosen = spread(range(len(shots)), SHOWN)
         parts = {name: [faces[0][i] for i in chosen] for name, faces in drawn.items()}
         back = self.again(parts["swap"], TARGET)
         table = [

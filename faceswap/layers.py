@@ -31,6 +31,9 @@ def by_person(person: Tensor, people: int) -> tuple[list[Tensor], Tensor]:
     person: (B,) int64 in [0, people). Gives for each person their rows (N,) int64, N may be 0, and the order (B,)
     int64 that brings `torch.cat` of what was drawn, person by person, back into the batch's order.
     """
+    if len(person) == 1:  # nothing to sort: an exporter, which has no sorting, can follow
+        whose, first = int(person), torch.zeros_like(person)
+        return [first if number == whose else first[:0] for number in range(people)], first
     order = person.argsort(stable=True)
     counts = person.bincount(minlength=people).tolist()
     return list(torch.split(order, counts)), order.argsort()
@@ -105,7 +108,8 @@ class PixelNorm(nn.Module):
     """Each sample of (B, N) divided by its root mean square: what is drawn does not hang on the input's contrast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+        size = x.float().square().mean(1, keepdim=True)  # which half floats could not hold
+        return x * torch.rsqrt(size + 1e-6).to(x.dtype)
 
 
 class Encoder(nn.Sequential):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import faceswap
-from faceswap import align, blend, checkpoint, color, console, detail, files, masks, segments, shots
+from faceswap import align, blend, checkpoint, color, console, detail, dfm, files, masks, segments, shots
 from faceswap import found as kept
 from faceswap.config import ExtractRecipe, MergeRecipe
 from faceswap.detectors import Face
@@ -91,10 +91,11 @@ class Model:
 
     def __init__(self, weights: Path, device: torch.device, base: Path | None, strength: float) -> None:
         """`CheckpointError` if `weights` is unusable or knows nobody in particular."""
-        self.network, state = checkpoint.load_model(weights, base, strength)
+        self.network, state = dfm.load_model(weights, base, strength, device)
         if state.subjects == [ANYONE]:
             raise CheckpointError(f"{weights}: a base, which knows nobody; expected a run of faceswap finetune")
-        self.name = f"{checkpoint.find(weights).name} {state.progress.images} images"
+        images = state.progress.images  # not known of other tools' files
+        self.name = checkpoint.find(weights).name + (f" {images} images" if images else "")
         self.weights, self.device, self.people = weights, device, len(state.subjects)
         self.size = state.recipe.model.resolution
         self.network.to(device)
@@ -108,7 +109,7 @@ class Swapper:
 
     def __init__(
         self,
-        weights: Path | Sequence[Path],  # a run or a file of one; several: `Face.model` says which draws a face
+        weights: Path | Sequence[Path],  # a run, a file of one or a .dfm; several: `Face.model` says which draws a face
         recipe: MergeRecipe,
         device: torch.device,
         *,

@@ -41,6 +41,13 @@ def test_rows_are_sorted_by_person_and_brought_back() -> None:
     rows, back = by_person(person, 5)
     assert [own.tolist() for own in rows] == [[1, 4], [], [0, 2], [3], []]
     assert person[torch.cat(rows)][back].tolist() == person.tolist()
+    rows, back = by_person(torch.tensor([2]), 4)  # not sorted, and the same
+    assert [own.tolist() for own in rows] == [[], [], [0], []] and back.tolist() == [0]
+
+
+def test_half_floats_are_normed_without_overflow() -> None:
+    x = torch.full((1, 8), 1000.0, dtype=torch.half)  # whose square is beyond 65504
+    assert (PixelNorm()(x) - 1).abs().max() < 1e-3 and PixelNorm()(x).dtype == torch.half
 
 
 def test_shuffle_orders_channels_as_said_and_stays_channels_last() -> None:

@@ -119,7 +119,7 @@ class Modulated(FaceModel):
         anyone = (person == self.people - 1)[:, None]
         if photos is None and not anyone.any():
             return own
-        return torch.where(anyone, self.teller(faces if photos is None else photos), own)
+        return torch.where(anyone, self.teller(faces if photos is None else photos).to(own.dtype), own)
 
     def load_base(self, weights: Mapping[str, Tensor]) -> None:
         self.load_state_dict({**weights, "who.weight": weights["who.weight"].expand(self.people, -1)})
