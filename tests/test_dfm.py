@@ -66,10 +66,12 @@ def test_a_file_of_another_tool_draws_through_the_contract_of_our_models(tmp_pat
 def test_merge_takes_it_and_the_masks_of_both(tmp_path: Path) -> None:
     path = foreign(tmp_path / "celebrity.onnx")
     swapper = swap.Swapper(path, MergeRecipe(mask="product"), CPU)
-    assert swapper.size == SIZE and swapper.name == "celebrity.onnx"
-    assert ANYONE not in swapper.model.state_dict()
+    assert swapper.models[0].size == SIZE and swapper.name == "celebrity.onnx"
+    assert ANYONE not in swapper.models[0].network.state_dict()
     other = foreign(tmp_path / "other.dfm", inputs=(("in_face:0", [1, SIZE, SIZE, 3]),))
-    digests = {checkpoint.digest(swap.Swapper(p, MergeRecipe(), CPU).model.state_dict()) for p in (path, other)}
+    digests = {
+        checkpoint.digest(swap.Swapper(p, MergeRecipe(), CPU).models[0].network.state_dict()) for p in (path, other)
+    }
     assert len(digests) == 2, "a merge that was interrupted goes on with the same file only"
 
 
