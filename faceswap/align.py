@@ -4,7 +4,8 @@ Convention: points are (x, y) in pixels with pixel centres at integers; a matrix
 crop; images are (H, W, C).
 
 The canonical crop is the five-point whole-face template of the .dfm players, so that a model trained here sees in a
-player what it saw in training. A template point t lies at t * size in a crop of `size` pixels.
+player what it saw in training. A template point t lies at t * size in a crop of `size` pixels. Other crops (`CROPS`)
+are parts of it, or reach beyond it: upright squares that lie in it where they always lie.
 """
 
 from typing import Any
@@ -28,6 +29,18 @@ TEMPLATE = np.array(
         [0.59821427, 0.68750011],
     ]
 )
+
+# The eyes of the mean face that DeepFaceLab aligns to, in units of its box, and its crops by face type: their sides in
+# units of the box's, and how far their middles lie above the box's.
+MEAN_EYES = np.array([[0.2253, 0.2157], [0.7555, 0.2157]])
+CANONICAL = "canonical"
+CROPS = {
+    "half": (1.0, 0.0),
+    "mid-full": (1.191, 0.0),
+    "full": (1.597, 0.0),
+    "whole": (2.131, 0.07),
+    "head": (2.980, 0.50),
+}
 
 
 def as_uint8(image: Image) -> NDArray[np.uint8]:
@@ -58,6 +71,30 @@ def similarity(points: NDArray[Any], onto: NDArray[Any]) -> Matrix:
 def crop_matrix(points: NDArray[Any], size: int) -> Matrix:
     """The matrix of the canonical crop of `size` px for a face's five points (5, 2) in frame pixels."""
     return similarity(points, TEMPLATE * size)
+
+
+def onto(crop: str, side: float, size: float) -> Matrix:
+    """The matrix from the canonical crop of `side` px to the crop called `crop` of `size` px.
+
+    The template's eyes come to where DeepFaceLab's mean face has them in its crop. That is how an average face lies
+    there; DeepFaceLab itself fits 33 landmarks anew in each face, and moves the head's crop aside as the head turns.
+    """
+    if crop == CANONICAL:
+        return np.eye(2, 3) * (size / side)
+    across, up = CROPS[crop]
+    eyes = (MEAN_EYES - [0.5, 0.5 - up]) / across + 0.5
+    return similarity(TEMPLATE[:2] * side, eyes * size)
+
+
+def beyond(crop: str) -> float:
+    """How far a crop reaches beyond the canonical one, in units of the canonical crop's side; 0: not at all."""
+    corners = apply(invert(onto(crop, 1, 1)), np.array([[0.0, 0.0], [1.0, 1.0]]))
+    return float(max(-corners[0].min(), corners[1].max() - 1, 0))
+
+
+def after(matrix: Matrix, first: Matrix) -> Matrix:
+    """The matrix that maps through `first` and then through `matrix`."""
+    return np.column_stack([matrix[:, :2] @ first[:, :2], apply(matrix, first[:, 2][None])[0]])
 
 
 def apply(matrix: Matrix, points: NDArray[Any]) -> NDArray[np.float64]:
@@ -115,12 +152,11 @@ def _warp(image: Image, matrix: Matrix, shape: tuple[int, int], border: int) -> 
     return cv2.cvtColor(small, cv2.COLOR_RGBA2RGB) if fourth else small
 
 
-def resize(image: Image, size: int) -> Image:
-    """A canonical crop (S, S, C) at another size, registered as if it had been cropped at that size."""
-    if image.shape[0] == size == image.shape[1]:
+def resize(image: Image, size: int, as_crop: str = CANONICAL) -> Image:
+    """A canonical crop (S, S, C) at another size, or as another of `CROPS`, registered as if it had been cropped so."""
+    if image.shape[0] == size == image.shape[1] and as_crop == CANONICAL:
         return image
-    factor = size / image.shape[0]
-    return crop(image, np.array([[factor, 0.0, 0.0], [0.0, factor, 0.0]]), size)
+    return crop(image, onto(as_crop, image.shape[0], size), size)
 
 
 Region = tuple[int, int, int, int]

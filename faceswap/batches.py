@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from faceswap import augment, console
+from faceswap import align, augment, console
 from faceswap.config import DataRecipe
 from faceswap.errors import FacesetError
 from faceswap.faceset import Entry, Faceset, read_images, read_mask
 from faceswap.landmarks import COUNT
 from faceswap.looks import head_pose
-from faceswap.masks import face_mask, regions
+from faceswap.masks import face_mask, regions, within
 
 MASK_FEATHER = 0.01  # units of the side: the network learns an edge that it can draw
 POSE_CELL = 10  # degrees, side of the cells of yaw and pitch
@@ -55,8 +55,10 @@ class Faces:
     that cannot be used is counted and named.
     """
 
-    def __init__(self, entries: Sequence[Entry], size: int, memory: float, label: str) -> None:
-        self.entries, self.size, self.label = list(entries), size, label
+    def __init__(
+        self, entries: Sequence[Entry], size: int, memory: float, label: str, crop: str = align.CANONICAL
+    ) -> None:
+        self.entries, self.size, self.label, self.crop = list(entries), size, label, crop
         self._kept: tuple[augment.Image, augment.Image] | None = None
         self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._damaged: set[Path] = set()
@@ -157,12 +159,13 @@ class Faces:
         raise FacesetError(f"{self.label}: none of {len(self)} images decodes; extract the faces again")
 
     def _read(self, entries: Sequence[Entry]) -> Iterator[tuple[augment.Image, augment.Image] | None]:
-        for entry, image in zip(entries, read_images([e.path for e in entries], self.size), strict=True):
+        paths = [entry.path for entry in entries]
+        for entry, image in zip(entries, read_images(paths, self.size, self.crop), strict=True):
             yield None if image is None else (image, self._masks(entry))
 
     def _masks(self, entry: Entry) -> augment.Image:
         """The face, and of it the eyes and the mouth: nothing without landmarks. (2, R, R)."""
-        outline = entry.meta.crop_outline(self.size)
+        outline = entry.meta.crop_outline(self.size, self.crop)
         face, priority = self._mask(entry, outline), np.zeros((self.size, self.size), np.float32)
         if len(outline) == COUNT:
             priority = np.minimum(np.maximum(*regions(outline, self.size)), face)
@@ -176,9 +179,9 @@ class Faces:
             own = None
             self._unusable[entry.path] = str(error)
         if own is None:
-            return face_mask(outline, self.size, MASK_FEATHER)
+            return face_mask(outline, self.size, MASK_FEATHER, crop=self.crop)
         self._own.add(entry.path)
-        return own
+        return within(own, self.size, self.crop)
 
     def _say_unusable(self, known: int) -> None:
         """Warn of masks that turned out unusable after the first `known` did."""

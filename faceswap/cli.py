@@ -220,6 +220,32 @@ def combine(
     show(report, text, as_json)
 
 
+@main.command("import")
+@click.argument("folder", type=FILE, metavar="MODEL_DIR")
+@click.option("-o", "run", required=True, type=FILE, metavar="RUN", help="Folder of the run to make.")
+@click.option("--name", help="Of the model, where MODEL_DIR holds several.")
+@overwrite
+@common
+def import_(
+    folder: Path, run: Path, name: str | None, overwrite: bool, recipe: Recipe, device: str, as_json: bool
+) -> None:
+    """Make a run of a model that DeepFaceLab trained (SAEHD): merge draws with it, finetune trains it on.
+
+    \b
+    Example: faceswap import workspace/model -o run
+    Example: faceswap finetune --config run/recipe.toml --source anna --target bert -o run --minutes 60
+    """
+    from faceswap.saehd import import_model
+
+    made = import_model(folder, run, recipe, name=name, overwrite=overwrite)
+    after = "an unknown number of" if made.iterations is None else f"{made.iterations:,}"
+    text = (
+        f"{made.run}: {made.name}, {made.archi} at {made.resolution} px with {made.weights / 1e6:.1f} M weights after "
+        f"{after} iterations; face type {made.face_type}: model.crop = {made.crop!r}"
+    )
+    show(made, text, as_json)
+
+
 @main.command()
 @click.argument("video", type=FILE)
 @click.option(

@@ -31,6 +31,7 @@ def _open_or_share(value: float) -> float:
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, AfterValidator(_open_or_share)]
 Weight = Annotated[float, Field(ge=0)]
+Crop = Literal["canonical", "half", "mid-full", "full", "whole", "head"]
 
 
 class Section(BaseModel):
@@ -63,6 +64,7 @@ class ModelRecipe(Section):
 
     name: str = "modulated"  # a part of faceswap/models, of df and liae with DeepFaceLab's letters: liae-ud
     resolution: int = Field(96, ge=32, le=1024, multiple_of=16)  # px, THE dial
+    crop: Crop = "canonical"  # what it sees of a face: as it is extracted, or DeepFaceLab's half, mid-full, full, whole
     width: int = Field(0, ge=0, le=512)  # channels of the encoder's first stage; 0: by the dial
     code: int = Field(0, ge=0, le=8192)  # length of the bottleneck's code; 0: by the dial
     decoder: int = Field(0, ge=0, le=512)  # half the channels of the decoder's last stage; 0: as width

@@ -71,7 +71,7 @@ class Damage:
         return Scores(then.psnr - now.psnr, then.ssim - now.ssim, then.ms_ssim - now.ms_ssim)
 
 
-def probe(size: int, count: int | None = None, faceset: Path | None = None) -> Probe:
+def probe(size: int, count: int | None = None, faceset: Path | None = None, crop: str = align.CANONICAL) -> Probe:
     """`count` (None: `COUNT`) faces of rendered strangers at `size` px, or at most as many of a faceset, evenly spread.
 
     Strangers are rendered once, `SHOTS` faces of each, and kept in the user's folder of weights. `FacesetError` if the
@@ -81,12 +81,13 @@ def probe(size: int, count: int | None = None, faceset: Path | None = None) -> P
     if count < 1:
         raise UsageError(f"a probe of {count} faces: expected at least one")
     if faceset is not None:
-        return _chosen(faceset, size, count)
-    places = [folder / "probes" / f"strangers-{VERSION}-{size}-{count}.npz" for folder in files.weight_folders()[:-1]]
+        return _chosen(faceset, size, count, crop)
+    kind = f"{VERSION}-{size}-{count}" + (f"-{crop}" if crop != align.CANONICAL else "")
+    places = [folder / "probes" / f"strangers-{kind}.npz" for folder in files.weight_folders()[:-1]]
     kept = (found for path in places if path.exists() and (found := _read(path, size, count)) is not None)
     if (known := next(kept, None)) is not None:
         return known
-    faces = console.track(_strangers(size, count), "rendering strangers", count, "faces")
+    faces = console.track(_strangers(size, count, crop), "rendering strangers", count, "faces")
     images, masks = zip(*faces, strict=True)
     fresh = Probe(np.stack(images), np.stack(masks))
     for path in places:
@@ -114,7 +115,7 @@ def _read(path: Path, size: int, count: int) -> Probe | None:
     return None
 
 
-def _strangers(size: int, count: int) -> Iterator[tuple[Bytes, Bytes]]:
+def _strangers(size: int, count: int, crop: str = align.CANONICAL) -> Iterator[tuple[Bytes, Bytes]]:
     """Faces (R, R, 3) and their masks (R, R), each in any pose, mood, light and room, like those of `write_faces`."""
     side = round(size * FRAME_PER_CROP)
     for person in range(-(-count // SHOTS)):
@@ -123,13 +124,13 @@ def _strangers(size: int, count: int) -> Iterator[tuple[Bytes, Bytes]]:
             moment = at_random(random)
             room = background(int(random.integers(2**31)), side, side)
             shot = actor.render(**as_arguments(moment), size=side, background=room, scale=SCALE)
-            matrix = align.crop_matrix(shot.points, size)
+            matrix = align.after(align.onto(crop, size, size), align.crop_matrix(shot.points, size))
             inside = align.crop(shot.mask, matrix, size).clip(0, 1)
             yield align.crop(shot.image, matrix, size), np.round(inside * 255).astype(np.uint8)
 
 
-def _chosen(folder: Path, size: int, count: int) -> Probe:
-    faces = Faces(spread(open_all([folder])[0].entries, count), size, math.inf, folder.name)
+def _chosen(folder: Path, size: int, count: int, crop: str) -> Probe:
+    faces = Faces(spread(open_all([folder])[0].entries, count), size, math.inf, folder.name, crop)
     images, masks = faces[range(len(faces))]
     seen = masks[:, 0].any((1, 2))  # a user's own mask may be empty
     if not seen.any():
@@ -206,7 +207,8 @@ def of(
     before, after = (checkpoint.new_model(origin.recipe, origin.people) for _ in range(2))
     before.load_state_dict(origin.part("ema"))
     after.load_state_dict(tuned.as_base(tuned.state_dict()))
-    strangers = probe(state.recipe.model.resolution, faceset=faceset)
+    model = state.recipe.model
+    strangers = probe(model.resolution, faceset=faceset, crop=model.crop)
     return measure(before.to(place), after.to(place), strangers, (0, 0), place)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -234,7 +235,18 @@ class _Subject:
         return self.state.recipe.model.resolution
 
     def draw(self, crops: Sequence[NDArray[Any]], person: int) -> list[swap.Drawn]:
-        return list(swap.draw(self.model, crops, person, self.recipe.merge.batch, self.device))
+        """Canonical crops (R, R, 3) drawn as `person`: a model that sees another crop sees it cut out of them, and what
+        it draws comes back."""
+        crop = self.state.recipe.model.crop
+        seen = [align.resize(image, self.size, crop) for image in crops]
+        drawn = swap.draw(self.model, seen, person, self.recipe.merge.batch, self.device)
+        if crop == align.CANONICAL:
+            return list(drawn)
+        place, whole = align.onto(crop, self.size, self.size), (0, 0, self.size, self.size)
+        laid = (
+            (align.uncrop(f, place, whole), align.uncrop(m, place, whole, border=cv2.BORDER_CONSTANT)) for f, m in drawn
+        )
+        return [(face.clip(0, 1), mask.clip(0, 1)) for face, mask in laid]
 
     def again(self, drawn: Sequence[swap.Drawn], person: int) -> list[swap.Drawn]:
         """Drawn faces, drawn once more as `person`."""

@@ -64,17 +64,17 @@ class FaceMeta:
     truth: dict[str, Any] | None = None  # of a rendered face: what it was rendered from, see actors.write_faces
     version: int = VERSION
 
-    def crop_points(self, size: int) -> NDArray[np.float64]:
-        """The five points (5, 2) in the pixels of the crop at `size`."""
-        inside = align.apply(np.array(self.matrix), np.array(self.points))
-        return np.asarray(inside * (size / self.size))
+    def crop_points(self, size: int, crop: str = align.CANONICAL) -> NDArray[np.float64]:
+        """The five points (5, 2) in the pixels of the crop at `size`: the canonical one, or one of `align.CROPS`."""
+        return self._inside(self.points, size, crop)
 
-    def crop_outline(self, size: int) -> NDArray[np.float64]:
+    def crop_outline(self, size: int, crop: str = align.CANONICAL) -> NDArray[np.float64]:
         """What a mask is drawn from, in the pixels of the crop at `size`: the landmarks (152, 2) or the five points."""
-        if self.landmarks is None:
-            return self.crop_points(size)
-        inside = align.apply(np.array(self.matrix), np.array(self.landmarks))
-        return np.asarray(inside * (size / self.size))
+        return self._inside(self.points if self.landmarks is None else self.landmarks, size, crop)
+
+    def _inside(self, points: list[list[float]], size: int, crop: str) -> NDArray[np.float64]:
+        inside = align.apply(np.array(self.matrix), np.array(points))
+        return align.apply(align.onto(crop, self.size, size), inside)
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,9 @@ def read_bytes(path: Path) -> bytes:
         raise FileNotFoundError(errno.ENOENT, "not in the pack", str(path)) from None
 
 
-def read_image(path: Path, size: int | None = None) -> NDArray[Any]:
-    """The image (S, S, 3) RGB in its own depth, or uint8 at `size`; `FacesetError` if it cannot be decoded."""
+def read_image(path: Path, size: int | None = None, crop: str = align.CANONICAL) -> NDArray[Any]:
+    """The image (S, S, 3) RGB in its own depth, or uint8 at `size`, as one of `align.CROPS` if you like; `FacesetError`
+    if it cannot be decoded."""
     coded = np.frombuffer(read_bytes(path), np.uint8)
     try:
         image = cv2.imdecode(coded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if coded.size else None
@@ -214,7 +215,7 @@ def read_image(path: Path, size: int | None = None) -> NDArray[Any]:
     if image is None:
         raise FacesetError(f"{path}: damaged, the image does not decode; delete it or extract again")
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return image if size is None else align.resize(align.as_uint8(image), size)
+    return image if size is None else align.resize(align.as_uint8(image), size, crop)
 
 
 def is_mask(path: Path) -> bool:
@@ -264,12 +265,12 @@ def read_mask(path: Path, size: int | None = None) -> NDArray[np.float32] | None
     return np.asarray(mask if size is None else align.resize(mask, size), np.float32).clip(0, 1)
 
 
-def read_images(paths: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8] | None]:
+def read_images(paths: Sequence[Path], size: int, crop: str = align.CANONICAL) -> Iterator[NDArray[np.uint8] | None]:
     """The images at `size`, in order, read side by side; None for one that does not decode or is gone."""
 
     def read(path: Path) -> NDArray[np.uint8] | None:
         try:
-            return read_image(path, size)
+            return read_image(path, size, crop)
         except (FacesetError, OSError):
             return None
 

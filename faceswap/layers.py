@@ -2,7 +2,8 @@
 
 `Encoder`, `Inter` and `Decoder` are the parts of DeepFaceLab's DF and LIAE (Perov et al., arXiv 2005.05535), which
 differ in how they join them only. Their letters: `u` codes of one length, `d` drawn at half the size and split into
-sub-pixels, `t` one stage more and residuals in the encoder. These parts start as `glorot_` leaves them.
+sub-pixels, `t` one stage more and residuals in the encoder, `c` x * cos(x) in place of every rectifier. These parts
+start as `glorot_` leaves them.
 """
 
 from itertools import pairwise
@@ -58,11 +59,23 @@ def icnr_(weight: Tensor, factor: int = 2) -> None:
         weight.copy_(coarse.repeat_interleave(factor**2, 0))
 
 
+class Cosine(nn.Module):
+    """x * cos(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.cos()
+
+
+def rectifier(slope: float, letters: str, *, inplace: bool = False) -> nn.Module:
+    """A leaky rectifier, or what the letter `c` puts in its place."""
+    return Cosine() if "c" in letters else nn.LeakyReLU(slope, inplace=inplace)
+
+
 class Down(nn.Sequential):
     """Half the size: a convolution of stride 2."""
 
-    def __init__(self, inward: int, outward: int) -> None:
-        super().__init__(nn.Conv2d(inward, outward, 5, 2, 2), nn.LeakyReLU(SLOPE, inplace=True))
+    def __init__(self, inward: int, outward: int, letters: str = "") -> None:
+        super().__init__(nn.Conv2d(inward, outward, 5, 2, 2), rectifier(SLOPE, letters, inplace=True))
 
 
 class SubPixels(nn.Module):
@@ -81,27 +94,30 @@ class SubPixels(nn.Module):
 class Up(nn.Module):
     """Sub-pixels and a rectifier."""
 
-    def __init__(self, inward: int, outward: int) -> None:
+    def __init__(self, inward: int, outward: int, letters: str = "") -> None:
         super().__init__()
         self.subpixels = SubPixels(inward, outward)
+        self.act = rectifier(SLOPE, letters)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.subpixels(x), SLOPE)
+        up: Tensor = self.act(self.subpixels(x))
+        return up
 
 
 class Residual(nn.Module):
     """Two convolutions beside a short cut (He et al., arXiv 1512.03385), starting as the identity."""
 
-    def __init__(self, channels: int, slope: float = SLOPE) -> None:
+    def __init__(self, channels: int, slope: float = SLOPE, letters: str = "") -> None:
         super().__init__()
-        self.slope = slope
+        self.act = rectifier(slope, letters)
         self.first = nn.Conv2d(channels, channels, 3, 1, 1)
         self.second = nn.Conv2d(channels, channels, 3, 1, 1)
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]  # there is one
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x + self.second(F.leaky_relu(self.first(x), self.slope)), self.slope)
+        both: Tensor = self.act(x + self.second(self.act(self.first(x))))
+        return both
 
 
 class PixelNorm(nn.Module):
@@ -123,10 +139,10 @@ class Encoder(nn.Sequential):
     def __init__(self, resolution: int, width: int, letters: str) -> None:
         deep = "t" in letters
         widths = [width * times for times in ((1, 2, 4, 8, 8) if deep else (1, 2, 4, 8))]
-        stages: list[nn.Module] = [Down(i, o) for i, o in pairwise([3, *widths])]
+        stages: list[nn.Module] = [Down(i, o, letters) for i, o in pairwise([3, *widths])]
         if deep:
-            stages.insert(1, Residual(width, RESIDUAL_SLOPE))
-            stages.append(Residual(widths[-1], RESIDUAL_SLOPE))
+            stages.insert(1, Residual(width, RESIDUAL_SLOPE, letters))
+            stages.append(Residual(widths[-1], RESIDUAL_SLOPE, letters))
         super().__init__(*stages, nn.Flatten(), *([PixelNorm()] if "u" in letters else []))
         self.length = widths[-1] * (resolution // 2 ** len(widths)) ** 2
 
@@ -143,7 +159,7 @@ class Inter(nn.Module):
         self.shape = (outward, side, side)
         self.narrow = nn.Linear(length, code)
         self.spread = nn.Linear(code, outward * side * side)
-        self.up = nn.Identity() if "t" in letters else Up(outward, outward)
+        self.up = nn.Identity() if "t" in letters else Up(outward, outward, letters)
 
     def forward(self, codes: Tensor) -> Tensor:
         small = self.spread(self.narrow(codes)).view(-1, *self.shape)
@@ -182,9 +198,10 @@ class Decoder(nn.Module):
         split = "d" in letters
         drawn = pairwise([inward, *(width * by for by in times)])
         where = pairwise([inward, *(mask * by for by in times), *([mask] if split else [])])
-        self.trunk = nn.Sequential(*(nn.Sequential(Up(i, o), Residual(o, RESIDUAL_SLOPE)) for i, o in drawn))
+        stages = (nn.Sequential(Up(i, o, letters), Residual(o, RESIDUAL_SLOPE, letters)) for i, o in drawn)
+        self.trunk = nn.Sequential(*stages)
         self.head = Quarters(width * 2, 3) if split else nn.Conv2d(width * 2, 3, 1)
-        self.mask = nn.Sequential(*(Up(i, o) for i, o in where), nn.Conv2d(mask if split else mask * 2, 1, 1))
+        self.mask = nn.Sequential(*(Up(i, o, letters) for i, o in where), nn.Conv2d(mask if split else mask * 2, 1, 1))
 
     def forward(self, small: Tensor) -> Tensor:
         both = torch.cat([self.head(self.trunk(small)), self.mask(small)], 1)

@@ -36,14 +36,19 @@ _MIDDLE = np.concatenate([NOSE[:8], LIPS[[15, 5]]])  # from between the eyes dow
 _BROW = np.concatenate([BROW_LEFT[3:7], BROW_RIGHT[3:7], NOSE[:2]])  # the inner ends of both, and the bridge
 
 
-def face_mask(points: NDArray[Any], size: int, feather: float = 0.0, grow: float = 0.0) -> NDArray[np.float32]:
-    """The (size, size) float32 mask in [0, 1] of a canonical crop: 1 on the face, 0 off it.
+def face_mask(
+    points: NDArray[Any], size: int, feather: float = 0.0, grow: float = 0.0, crop: str = align.CANONICAL
+) -> NDArray[np.float32]:
+    """The (size, size) float32 mask in [0, 1] of a crop, canonical or of `align.CROPS`: 1 on the face, 0 off it.
 
     `points` are a face's landmarks (152, 2) or five points (5, 2). `grow` moves the edge outwards by that distance,
     inwards if it is negative; `feather` is the standard deviation of the soft edge, 0 gives an anti-aliased one.
     """
     if len(points) not in (5, COUNT):
         raise ValueError(f"a mask is drawn from {COUNT} landmarks or from five points, not from {len(points)}")
+    if len(points) == 5 and crop != align.CANONICAL:  # the ellipse is known there only
+        plain = align.apply(align.invert(align.onto(crop, size, size)), points)
+        return within(face_mask(plain, size, feather, grow), size, crop)
     canvas = _canvas(size)
     if len(points) == COUNT:
         for part in _parts(np.asarray(points, np.float64)):
@@ -51,6 +56,11 @@ def face_mask(points: NDArray[Any], size: int, feather: float = 0.0, grow: float
     else:
         _ellipse(canvas, points, size)
     return _finish(_grown(canvas, grow * size * FINE), size, feather)
+
+
+def within(mask: NDArray[np.float32], size: int, crop: str) -> NDArray[np.float32]:
+    """The mask of a canonical crop, as that of another of `align.CROPS` and (size, size)."""
+    return np.asarray(align.resize(mask, size, crop).clip(0, 1), np.float32)
 
 
 def regions(

@@ -1,8 +1,9 @@
 """Pickles of strangers, read without calling anything.
 
-A pickle is a program that may call any function there is. Those that hold a face's metadata need few of its
-instructions and call nothing but what makes NumPy's arrays. A little machine here carries out those instructions (see
-Python's `pickletools`) and compares the few names as words: it looks nothing up, so there is nothing to get around.
+A pickle is a program that may call any function there is. Those that hold a face's metadata or a model's weights need
+few of its instructions and call nothing but what makes NumPy's arrays. A little machine here carries out those
+instructions (see Python's `pickletools`) and compares the few names as words: it looks nothing up, so there is nothing
+to get around.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from faceswap.errors import FacesetError
+from faceswap.errors import FacesetError, FaceswapError
 
 ENUMS = ("samplelib.", "facelib.")  # packages of DeepFaceLab, whose classes are numbers with a name
 RECONSTRUCT = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
@@ -26,16 +27,22 @@ KNOWN = {NDARRAY, DTYPE, ENCODE} | RECONSTRUCT | SCALAR | FROM_BUFFER
 LONGEST_SIDE = 1 << 40  # of an array
 
 
-def read(data: bytes, where: str) -> Any:
+def read(
+    data: bytes,
+    where: str,
+    content: str = "metadata",  # what it should hold, for messages
+    need: str = "face",  # and what for
+    error: type[FaceswapError] = FacesetError,
+) -> Any:
     """What a pickle holds, if that is nothing but plain values and arrays of numbers.
 
-    A number with a name of DeepFaceLab's own becomes the number. `FacesetError`, which names the file `where`, if the
+    A number with a name of DeepFaceLab's own becomes the number. `error`, which names the file `where`, if the
     pickle asks for anything else; `ValueError` if it is damaged.
     """
     try:
-        return _Machine(where).run(data)
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error) as error:
-        raise ValueError(f"damaged pickle, {str(error)[:80]}") from None
+        return _Machine(where, content, need, error).run(data)
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error) as trouble:
+        raise ValueError(f"damaged pickle, {str(trouble)[:80]}") from None
 
 
 class _Name(str):
@@ -61,8 +68,8 @@ class _Arguments(tuple[Any, ...]):
 class _Machine:
     """The state of reading: a stack, and a memo of what is referred to again."""
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, where: str, content: str, need: str, error: type[FaceswapError]) -> None:
+        self.where, self.content, self.need, self.error = where, content, need, error
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -88,9 +95,9 @@ class _Machine:
         raise ValueError("it ends too early")
 
     def refuse(self, what: str) -> NoReturn:
-        raise FacesetError(
-            f"{self.where}: its pickled metadata asks for {' '.join(what.split())[:80]}, which no face needs and which "
-            "may be an attack; nothing was run, delete the file"
+        raise self.error(
+            f"{self.where}: its pickled {self.content} asks for {' '.join(what.split())[:80]}, which no {self.need} "
+            "needs and which may be an attack; nothing was run, delete the file"
         )
 
     def remember(self, place: int) -> None:

@@ -97,7 +97,7 @@ class Model:
         images = state.progress.images  # not known of other tools' files
         self.name = checkpoint.find(weights).name + (f" {images} images" if images else "")
         self.weights, self.device, self.people = weights, device, len(state.subjects)
-        self.size = state.recipe.model.resolution
+        self.size, self.crop = state.recipe.model.resolution, state.recipe.model.crop
         self.network.to(device)
 
     def __call__(self, crops: Sequence[NDArray[Any]], person: int, batch: int) -> Iterator[Drawn]:
@@ -184,9 +184,9 @@ class Swapper:
 
     def _draw_together(self, asked: list[tuple[Frame, list[Asked]]]) -> Iterator[tuple[Frame, list[Laid]]]:
         faces = [(frame, face, recipe) for frame, some in asked for face, recipe in some]
-        sizes = [self.models[face.model].size for _, face, _ in faces]
-        places = [face.matrix(size) for (_, face, _), size in zip(faces, sizes, strict=True)]
-        crops = [cut_out(frame, matrix, size) for (frame, _, _), matrix, size in zip(faces, places, sizes, strict=True)]
+        models = [self.models[face.model] for _, face, _ in faces]
+        places = [face.matrix(of.size, of.crop) for (_, face, _), of in zip(faces, models, strict=True)]
+        crops = [cut_out(frame, at, of.size) for (frame, _, _), at, of in zip(faces, places, models, strict=True)]
         sources = self._drawn_as(SOURCE, crops, [(i, face.model) for i, (_, face, _) in enumerate(faces)])
         of_target = [(i, face.model) for i, (_, face, way) in enumerate(faces) if way.mask in masks.OF_TARGET]
         targets = self._drawn_as(TARGET, crops, of_target)
@@ -195,10 +195,12 @@ class Swapper:
             laid = []
             for found, recipe in some:
                 crop, matrix, drawn = crops[number], places[number], sources[number]
+                kind, restorer = models[number].crop, self.restorers.get(recipe.restore)
                 target = targets[number][1] if number in targets else None
+                laid.append(
+                    placed(frame, found, matrix, crop, drawn, recipe, kind=kind, target=target, restorer=restorer)
+                )
                 number += 1
-                restorer = self.restorers.get(recipe.restore)
-                laid.append(placed(frame, found, matrix, crop, drawn, recipe, target=target, restorer=restorer))
             yield frame, laid
 
     def _drawn_as(
@@ -292,6 +294,7 @@ def placed(
     crop: NDArray[np.uint8],  # (R, R, 3) RGB, the face as it is
     drawn: Drawn,
     recipe: MergeRecipe,
+    kind: str = align.CANONICAL,  # of crop, one of `align.CROPS`
     *,
     target: NDArray[np.float32] | None = None,  # (R, R), the mask drawn of it as the target, if the recipe wants it
     restorer: detail.Restorer | None = None,
@@ -302,7 +305,7 @@ def placed(
     """
     (face, mask), by = drawn, recipe.scale
     size = len(mask)
-    limit = bound(found, matrix, size)
+    limit = bound(found, matrix, size, kind)
     if by != 1 and found.mask is not None:  # what the user drew stays where it is in the frame
         limit = align.crop(limit, detail.scaled(np.eye(2, 3), size, by), size)
     mask = masks.chosen(recipe.mask, mask, limit, target)
@@ -354,12 +357,13 @@ def still(image: NDArray[Any], *given: Any, **more: Any) -> NDArray[Any]:
     return lay_in(frame, placed(frame, *given, **more)).image
 
 
-def bound(face: Face, matrix: align.Matrix, size: int) -> NDArray[np.float32]:
-    """The mask (size, size) float32 in [0, 1] that a face may fill in its crop: the user's own, or by its landmarks."""
+def bound(face: Face, matrix: align.Matrix, size: int, crop: str = align.CANONICAL) -> NDArray[np.float32]:
+    """The mask (size, size) float32 in [0, 1] that a face may fill in its crop, which is one of `align.CROPS`: the
+    user's own, or by its landmarks."""
     own = None if face.mask is None else read_mask(face.mask, size)
     if own is not None:
-        return own
-    return masks.face_mask(align.apply(matrix, face.outline), size)
+        return masks.within(own, size, crop)
+    return masks.face_mask(align.apply(matrix, face.outline), size, crop=crop)
 
 
 def detecting(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from faceswap import (
     adapters,
+    align,
     checkpoint,
     console,
     devices,
@@ -42,6 +43,7 @@ from faceswap.monitor import Monitor, sheet
 
 PREVIEW_FACES = 6  # rows of the preview
 MEASURED_FACES = 64  # held-out faces per person that a measurement looks at
+MOST_BEYOND = 0.1  # of their side may a model's crop reach beyond the images of a faceset
 SETBACKS = 3  # in a row, before training gives up
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision
 
@@ -137,6 +139,11 @@ def check_recipe(recipe: Recipe, people: int) -> None:
         raise RecipeError(
             "train.cuda_graphs: a graph overwrites what it gave last time, which train.accumulate, loss.swap_back, "
             "loss.adversarial and strategy prior still need; set it to false"
+        )
+    if (rim := align.beyond(recipe.model.crop)) > MOST_BEYOND:
+        raise RecipeError(
+            f"model.crop = {recipe.model.crop!r}: reaches {100 * rim:.0f} % beyond the images of a faceset, which do "
+            "not show what lies there: such a model cannot be trained here, only merged with"
         )
     losses.check(loss)
     models.load(recipe.model.name)
@@ -276,10 +283,15 @@ class Trainer:
     def read(self, people: Mapping[str, tuple[list[Entry], list[Entry]]]) -> None:
         """Read the images to train on and those held out."""
         size, room = self.recipe.model.resolution, self.recipe.data.memory_gb * 2**30 / len(people)
+        crop = self.recipe.model.crop
+        if rim := align.beyond(crop):
+            console.warn(
+                f"model.crop = {crop!r} reaches {100 * rim:.0f} % beyond the images; their edge is repeated there"
+            )
         self.faces, self.held = [], []
         for name, (kept, held) in people.items():
-            self.faces.append(Faces(kept, size, room, name))
-            self.held.append(Faces(held[:MEASURED_FACES], size, room, f"{name}, held out"))
+            self.faces.append(Faces(kept, size, room, name, crop))
+            self.held.append(Faces(held[:MEASURED_FACES], size, room, f"{name}, held out", crop))
 
     @torch.no_grad()
     def begin(self) -> None:

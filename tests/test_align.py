@@ -213,3 +213,42 @@ def test_the_quick_way_of_small_images_changes_nothing() -> None:
     matrix = np.array([[0.5, 0.02, 3.0], [-0.02, 0.5, 4.0]])
     by_channel = [align.crop(np.ascontiguousarray(face[..., i]), matrix, 150) for i in range(3)]
     np.testing.assert_array_equal(align.crop(face, matrix, 150), np.dstack(by_channel))
+
+
+# Face types as the reference of DeepFaceLab's crops has them: eye centres, and the box of its mean face.
+THEIRS = {
+    "full": ([[0.328, 0.322], [0.660, 0.322]], [0.187, 0.187, 0.813, 0.813]),
+    "whole": ([[0.371, 0.400], [0.620, 0.400]], [0.265, 0.298, 0.735, 0.767]),
+    "head": ([[0.408, 0.572], [0.585, 0.572]], [0.332, 0.500, 0.668, 0.836]),
+    "mid-full": (None, [0.080, 0.080, 0.920, 0.920]),
+    "half": (None, [0.0, 0.0, 1.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("crop", THEIRS)
+def test_crops_are_those_of_deepfacelab(crop: str) -> None:
+    eyes, box = THEIRS[crop]
+    x0, y0, x1, y1 = box
+    expected = np.array([x0, y0]) + align.MEAN_EYES * [x1 - x0, y1 - y0] if eyes is None else np.array(eyes)
+    inside = align.apply(align.onto(crop, 200, 128), align.TEMPLATE[:2] * 200) / 128
+    np.testing.assert_allclose(inside, expected, atol=2e-3)
+    assert (align.beyond(crop) > 0) == (crop in ("whole", "head"))
+
+
+def test_the_canonical_crop_is_one_of_them() -> None:
+    assert np.array_equal(align.onto("canonical", 64, 128), np.eye(2, 3) * 2) and align.beyond("canonical") == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_matrix_after_another(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, then, points = random_matrix(rng), random_matrix(rng), rng.normal(size=(5, 2)) * 50
+    expected = align.apply(then, align.apply(first, points))
+    np.testing.assert_allclose(align.apply(align.after(then, first), points), expected)
+
+
+def test_another_crop_of_a_crop_is_that_of_the_frame() -> None:
+    frame = blob((300, 300), (150, 140), 12.0)
+    canonical = around((150, 150), 64, 0.6, 0.2)
+    once = align.crop(frame, align.after(align.onto("full", 128, 96), canonical), 96)
+    np.testing.assert_allclose(align.resize(align.crop(frame, canonical, 128), 96, "full"), once, atol=0.01)

@@ -22,6 +22,7 @@ COMMANDS = (
     "extract",
     "pretrain",
     "finetune",
+    "import",
     "combine",
     "merge",
     "swap",

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from faceswap.align import Matrix, crop_matrix
+from faceswap.align import CANONICAL, Matrix, after, crop_matrix, onto
 from faceswap.registry import Socket
 
 SOCKET = Socket("faceswap.detectors", "detector")
@@ -44,9 +44,10 @@ class Face:
         """What a mask is drawn from: the landmarks (152, 2), or else the five points (5, 2)."""
         return self.points if self.landmarks is None else self.landmarks
 
-    def matrix(self, size: int) -> Matrix:
-        """The matrix (2, 3) of the canonical crop of `size` px."""
-        return crop_matrix(self.points, size) if self.place is None else self.place * size
+    def matrix(self, size: int, crop: str = CANONICAL) -> Matrix:
+        """The matrix (2, 3) of the canonical crop of `size` px, or of another of `align.CROPS`."""
+        canonical = crop_matrix(self.points, size) if self.place is None else self.place * size
+        return canonical if crop == CANONICAL else after(onto(crop, size, size), canonical)
 
 
 class Detector(Protocol):

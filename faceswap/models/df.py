@@ -2,7 +2,7 @@
 
 Because all faces pass through one small code, what the code says (pose, expression, gaze, light) is common to all;
 because each decoder has seen one person only, it draws that person, whoever the code comes from. The idea is the
-"deepfakes" autoencoder of 2017 in DeepFaceLab's form (Perov et al., arXiv 2005.05535), with its letters u, d and t.
+"deepfakes" autoencoder of 2017 in DeepFaceLab's form (Perov et al., arXiv 2005.05535), with its letters u, d, t and c.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from faceswap.layers import Decoder, Encoder, Inter, by_person, glorot_
 from faceswap.models import NONE, FaceModel, Shape, require_multiple
 
-LETTERS = "udt"
+LETTERS = "udtc"
 
 
 class DF(FaceModel):

@@ -3,7 +3,7 @@
 A bottleneck common to all (DeepFaceLab's inter_AB) makes one half, a person's own (inter_B) the other. The first
 person, the source, has none of their own: the common half stands in both places. So drawing the target as the source
 puts the common half in place of the target's own; it has seen everybody, which is why the light of the target carries
-over better than in DF (Perov et al., arXiv 2005.05535). The letters u, d and t are DeepFaceLab's, which knows two
+over better than in DF (Perov et al., arXiv 2005.05535). The letters u, d, t and c are DeepFaceLab's, which knows two
 people; here each person but the first has a bottleneck of their own.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from faceswap.layers import Decoder, Encoder, Inter, by_person, glorot_
 from faceswap.models import NONE, FaceModel, Shape, require_multiple
 
-LETTERS = "udt"
+LETTERS = "udtc"
 
 
 class LIAE(FaceModel):
