@@ -377,7 +377,7 @@ def test_the_model_sees_a_face_as_it_did_there(folder: Path, tmp_path: Path) -> 
     eyes = align.apply(laid.matrix, points[:2]) / 32
     np.testing.assert_allclose(eyes, [[0.328, 0.322], [0.660, 0.322]], atol=1e-3)  # as DeepFaceLab has them in f
     crop = align.as_uint8(align.crop(image, laid.matrix, 32))
-    ((expected, _),) = draw(swapper.model, [crop], SOURCE, 1, torch.device("cpu"))
+    ((expected, _),) = draw(swapper.models[0].network, [crop], SOURCE, 1, torch.device("cpu"))
     np.testing.assert_allclose(laid.face, expected, atol=0.02)
     assert laid.mask[16, 16] > 0.99
     canonical = bound(face, face.matrix(160), 160)

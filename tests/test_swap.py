@@ -113,7 +113,7 @@ def test_several_models_draw_each_its_own_faces(model: Path, tmp_path: Path) -> 
     checkpoint.write(other, State(how, ["source", "target"], tensors))
     recipe = MergeRecipe(batch=1, mask="product")
     both = swap.Swapper([model, other], recipe, CPU)
-    assert both.name == "pair.safetensors 0 images, other.safetensors 0 images"
+    assert both.name == "pair.safetensors, other.safetensors"
     assert [part.size for part in both.models] == [32, 48]
     left, right = replace(face_at(45, 60, 18), track=0), replace(face_at(115, 100, 18), track=1)
     given = [(frame(i), [left, replace(right, model=1)][: 2 - i % 2]) for i in range(3)]
