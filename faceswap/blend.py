@@ -38,7 +38,10 @@ def alpha(frame: Image, face: Image, mask: Image) -> Image:
 
 def feather(frame: Image, face: Image, mask: Image) -> Image:
     """A cross-fade through the mask."""
-    return frame + (face - frame) * mask[..., None]
+    mixed = face - frame
+    mixed *= _wide(mask)
+    mixed += frame
+    return mixed
 
 
 def laplacian(frame: Image, face: Image, mask: Image) -> Image:
@@ -58,13 +61,23 @@ def laplacian(frame: Image, face: Image, mask: Image) -> Image:
         small = _down(rest)
         stack.append((rest, _up(small, rest), mask))
         rest, mask = small, _down(np.asarray(cv2.erode(mask, np.ones((3, 3), np.uint8)), np.float32))
-    mixed = rest * mask[..., None]
+    mixed = rest * _wide(mask)
     share = np.float32(min(1.0, wanted - levels + 1))  # of the coarsest
     for shown, coarser, own in stack[::-1]:
         below = _up(mixed, shown)
-        mixed = (shown - coarser * share) * own[..., None] + below * share
-        share = np.float32(1)
-    return frame + mixed
+        if share < 1:
+            coarser, below = coarser * share, below * share
+        shown -= coarser
+        shown *= _wide(own)
+        shown += below
+        mixed, share = shown, np.float32(1)
+    mixed += frame
+    return mixed
+
+
+def _wide(mask: Image) -> Image:
+    """(h, w) as (h, w, 3): NumPy is slow where it repeats each number three times by itself."""
+    return np.asarray(cv2.merge([mask, mask, mask]), np.float32)
 
 
 def _down(image: Image) -> Image:
@@ -87,7 +100,7 @@ def poisson(frame: Image, face: Image, mask: Image) -> Image:
     apart = face - frame
     if inside.all():
         return feather(frame, face, mask)
-    return frame + (apart - membrane(apart, inside)) * mask[..., None]
+    return frame + (apart - membrane(apart, inside)) * _wide(mask)
 
 
 def membrane(values: Image, inside: NDArray[np.bool_]) -> Image:
@@ -96,7 +109,7 @@ def membrane(values: Image, inside: NDArray[np.bool_]) -> Image:
     What lies around is kept and holds the edge; the edge of the image itself is free. By full multigrid: a guess from
     the coarser grid, then `CYCLES` V-cycles (Briggs, Henson and McCormick, "A multigrid tutorial", 2000).
     """
-    return _solved(values, np.repeat(inside[..., None].astype(np.float32), 3, 2))
+    return _solved(values, _wide(inside.astype(np.float32)))
 
 
 def _solved(values: Image, unknown: Image) -> Image:
@@ -258,10 +271,13 @@ def lay_in(
     """The part with the face laid in, in its dtype, and where (h, w) that holds; no pixel goes through fewer bits."""
     spread = np.clip(align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT), 0, 1).astype(np.float32)
     white = np.float32(np.iinfo(part.dtype).max)
-    drawn = np.clip(align.uncrop(face, matrix, where), 0, 1)  # cubic weights overshoot
+    drawn = align.uncrop(face, matrix, where)
+    drawn = np.clip(drawn, 0, 1, out=drawn)  # cubic weights overshoot
     drawn = finish(drawn) if finish else drawn
-    mixed = blend(part.astype(np.float32) * (1 / white), drawn, spread)
-    return (np.clip(mixed, 0, 1) * white + np.float32(0.5)).astype(part.dtype), spread > 0
+    mixed = np.clip(blend(np.multiply(part, 1 / white, dtype=np.float32), drawn, spread), 0, 1)
+    mixed *= white
+    mixed += np.float32(0.5)
+    return mixed.astype(part.dtype), spread > 0
 
 
 def covered(mask: Image, matrix: align.Matrix, shape: tuple[int, ...]) -> align.Region | None:

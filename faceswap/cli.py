@@ -296,6 +296,13 @@ def import_(
 @whose
 @strength
 @workers
+@click.option(
+    "--engine",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="Where segments are made: here, or on the hosts of a Ray cluster, one per core or GPU.",
+)
 @marking
 @overwrite
 @common
@@ -317,6 +324,7 @@ def merge(
     who: Any,
     marks: Any,
     workers: int,
+    engine: str,
     overwrite: bool,
     recipe: Recipe,
     device: str,
@@ -346,8 +354,9 @@ def merge(
         raise click.UsageError("expected -o OUT.mp4 or --frames DIR, one of the two")
     if frames is None and (alpha or form):
         raise click.UsageError("--alpha and --format belong to --frames")
-    if frames is not None and workers > 1:
-        raise click.UsageError("--workers belongs to -o; images are made by one process")
+    if frames is not None and (workers > 1 or engine != "local"):
+        option = "--workers" if workers > 1 else "--engine"
+        raise click.UsageError(f"{option} belongs to -o; images are made by one process")
     if frames is not None and codec:
         raise click.UsageError("--codec belongs to -o; what kind of image --frames makes is said by --format")
     if faces is not None and who is not None:
@@ -386,7 +395,7 @@ def merge(
         picture = variants.preview(video, preview, made, swapper, found, **how)
         show(picture, f"{picture.picture}: frame {preview}, {len(picture.tiles)} tiles", as_json)
     elif out is not None:
-        report = swap.swap_video(video, out, swapper, found, workers=workers, part=wanted, **how)
+        report = swap.swap_video(video, out, swapper, found, workers=workers, engine=engine, part=wanted, **how)
         show(report, merge_text(report), as_json)
     else:
         images = stills.write_stills(video, made, swapper, found, alpha=alpha, form=form or "png", part=wanted, **how)

@@ -10,7 +10,7 @@ from frame to frame, and for the grain the frame's number and the track: a video
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ GRAINED = (1500, 5000)  # pixels from which on grain comes in, and is taken as i
 
 BLURS = (1.0, 2.0, 4.0, 8.0, 16.0)  # px², variances of the blurs through which edges are looked at
 COMPARED = 3  # of them, the finest
+MARGIN = 16  # px beyond the pixels that count: as far as those blurs reach
 GAPS = np.square(np.linspace(0, 5, 201))  # px², by how much one image may be more blurred than the other
 LEAST_ENERGY = 0.05  # share of what is measured that is left of edges, however strong the grain
 MOST_SHARPENING = 1.5  # px, deviation of the widest blur that is undone
@@ -65,40 +66,49 @@ def matching(recipe: MergeRecipe) -> bool:
     return bool(recipe.match_sharpness or recipe.motion_blur or recipe.grain)
 
 
-def look(part: NDArray[Any], where: align.Region, face: Image, mask: Image, matrix: align.Matrix) -> State:
+def look(
+    part: NDArray[Any], where: align.Region, face: Image, mask: Image, matrix: align.Matrix, colors: bool = True
+) -> State:
     """`measure` of a crop's face (S, S, 3) and mask (S, S) laid on the part (h, w, 3) uint8 or uint16 of its frame."""
-    footage = part.astype(np.float32) * np.float32(1 / np.iinfo(part.dtype).max)
-    drawn = np.clip(align.uncrop(face, matrix, where), 0, 1)
-    return measure(footage, drawn, align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT))
+    footage = np.multiply(part, np.float32(1 / np.iinfo(part.dtype).max), dtype=np.float32)
+    drawn = align.uncrop(face, matrix, where)
+    drawn = np.clip(drawn, 0, 1, out=drawn)
+    return measure(footage, drawn, align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT), colors)
 
 
-def measure(footage: Image, face: Image, mask: Image) -> State:
+def measure(footage: Image, face: Image, mask: Image, colors: bool = True) -> State:
     """What the footage (h, w, 3), and a face that is drawn over it, look like under the mask (h, w): (2, 7, 3), see
-    `_edges` and `_roughness`; `NOTHING` of a face that is too small."""
+    `_edges` and `_roughness`; `NOTHING` of a face that is too small. Without `colors` how rough they are is told of the
+    brightness alone, which is all that sharpness needs; of the two others it is 0."""
     reach = 2 * round(RIM * math.sqrt(max(float(mask.sum(dtype=np.float64)), 0.0))) + 1
     square = np.ones((reach, reach), np.uint8)
     inside = np.asarray(cv2.erode((mask > 0.5).astype(np.uint8), square, borderValue=(0,)), np.uint8)
     if cv2.countNonZero(inside) < LEAST_PIXELS or not _halved(inside).any():
         return NOTHING
-    grained = np.interp(cv2.countNonZero(inside), GRAINED, (0, 1))
+    weight, grained = float(inside.mean()), np.interp(cv2.countNonZero(inside), GRAINED, (0, 1))
+    x, y, width, height = cv2.boundingRect(inside)
+    around = np.s_[max(0, y - MARGIN) // 2 * 2 : y + height + MARGIN, max(0, x - MARGIN) // 2 * 2 : x + width + MARGIN]
+    inside = np.ascontiguousarray(inside[around])
     found = []
-    for image in (footage, face):
-        colors = np.asarray(cv2.transform(image, OPPONENT), np.float32)
-        rough = _roughness(colors, inside)
-        edges = _edges(np.ascontiguousarray(colors[..., 0]), inside, rough[:, 0])
-        found.append(np.concatenate([edges, rough * grained]))
-    return State(float(inside.mean()), np.stack(found))
+    for image in (footage[around], face[around]):
+        planes = [np.asarray(cv2.transform(image, row[None]), np.float32) for row in OPPONENT[: 3 if colors else 1]]
+        rough = np.zeros((2, 3))
+        rough[:, : len(planes)] = _roughness(planes, inside)
+        found.append(np.concatenate([_edges(planes[0], inside, rough[:, 0]), rough * grained]))
+    return State(weight, np.stack(found))
 
 
 def _edges(light: Image, inside: NDArray[np.uint8], rough: Numbers) -> Numbers:
     """The mean (5, 3) of gx gx, gx gy and gy gy through each of `BLURS`, without what the grain adds."""
     deviation, softness = noise_of(rough)
     found, before = [], 0.0
+    shown, count = (inside[1:-1, 1:-1] > 0).astype(np.float32), cv2.countNonZero(inside)
     for variance in BLURS:
         light = np.asarray(cv2.GaussianBlur(light, (0, 0), math.sqrt(variance - before)), np.float32)
         before = variance
-        gx, gy = (cv2.filter2D(light, -1, kernel) for kernel in (FIRST[None], FIRST[:, None]))
-        products = np.array([cv2.mean(one * other, inside)[0] for one, other in ((gx, gx), (gx, gy), (gy, gy))])
+        gx, gy = _slopes(light)
+        ours, theirs = gx * shown, gy * shown
+        products = np.array([cv2.sumElems(pair)[0] for pair in (ours * gx, ours * gy, theirs * gy)]) / count
         smooth = _gauss(math.sqrt(variance))
         left = _passed(np.convolve(smooth, FIRST), softness) * _passed(smooth, softness)
         noisy = deviation**2 * left * np.array([1, 0, 1])
@@ -106,21 +116,29 @@ def _edges(light: Image, inside: NDArray[np.uint8], rough: Numbers) -> Numbers:
     return np.stack(found)
 
 
-def _roughness(colors: Image, inside: NDArray[np.uint8]) -> Numbers:
-    """The variance (2, 3) of the second difference of each colour, in pixels and in cells of 2 x 2, where it is flat.
+def _slopes(light: Image) -> tuple[Image, Image]:
+    """Along x and along y, each (h - 2, w - 2): all but the border."""
+    half = np.float32(0.5)
+    return (light[1:-1, 2:] - light[1:-1, :-2]) * half, (light[2:, 1:-1] - light[:-2, 1:-1]) * half
+
+
+def _roughness(planes: Sequence[Image], inside: NDArray[np.uint8]) -> Numbers:
+    """The variance (2, N) of the second difference of each of N colours (h, w), brightness first, in pixels and in
+    cells of 2 x 2, where it is flat.
 
     As in Immerkær, "Fast noise variance estimation", 1996, by the median for what is not noise.
     """
     found = []
-    for part, where in ((colors, inside), (_halved(colors), _halved(inside))):
-        smooth = cv2.GaussianBlur(part[..., 0], (0, 0), 2)
-        slopes = [cv2.filter2D(smooth, -1, kernel) for kernel in (FIRST[None], FIRST[:, None])]
-        shown = np.flatnonzero(where == 1)
-        steep = sum(np.square(slope.reshape(-1)[shown]) for slope in slopes)
-        flat = shown[np.argpartition(steep, count := int(FLAT * (len(shown) - 1)))[: count + 1]]
-        rough = cv2.sepFilter2D(part, -1, SECOND, SECOND).reshape(-1, 3)[flat]
-        found.append(np.square(np.median(np.abs(rough), 0) / DEVIATION))
-    return np.array(found, np.float64)
+    for parts, where in ((planes, inside), ([_halved(plane) for plane in planes], _halved(inside))):
+        along, across = _slopes(np.asarray(cv2.GaussianBlur(parts[0], (0, 0), 2), np.float32))
+        steep = np.square(along) + np.square(across)
+        shown = np.flatnonzero(where[1:-1, 1:-1] == 1)
+        order = np.argpartition(steep.reshape(-1)[shown], count := int(FLAT * (len(shown) - 1)))
+        flat = shown[order[: count + 1]]
+        for part in parts:
+            rough = np.abs(cv2.sepFilter2D(part, -1, SECOND, SECOND)[1:-1, 1:-1].reshape(-1)[flat])
+            found.append(np.square(np.median(rough) / DEVIATION))
+    return np.array(found, np.float64).reshape(2, -1)
 
 
 def _halved(image: NDArray[Any]) -> NDArray[Any]:

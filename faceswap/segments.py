@@ -20,8 +20,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain, groupby, takewhile
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ import cv2
 from av import library_versions
 
 from faceswap import console, files
+from faceswap.ahead import ahead
 from faceswap.errors import FaceswapError, MediaError, UsageError
 from faceswap.interrupts import end_with_parent
 from faceswap.video import (
@@ -48,10 +50,12 @@ from faceswap.video import (
 VERSION = 1  # of what lies in the folder
 WHOLE = range(10**12)  # frames: up to the end of the video, wherever that is
 RUNS = 4  # per process: fewer waste less on frames that two runs need, more keep all busy to the end
+AHEAD = 4  # frames that are drawn and wait for the encoder
 POLL = 0.5  # seconds between looks at what other processes have made
 
 Packet = tuple[int, int, int, bool]  # time and duration in units of the form, bytes, whether it is a key frame
 Draw = Callable[[Iterator[Frame], range], Iterator[tuple[Frame, int]]]  # frames -> those wanted, and faces replaced
+Pool = Callable[[Path], AbstractContextManager[Executor]]  # the file `stop` -> what runs `Work`
 Work = Callable[["Plan", range, Callable[[], None]], int | None]  # as `write`, with what draws
 
 
@@ -136,9 +140,10 @@ def write(plan: Plan, run: range, draw: Draw, tick: Callable[[], None] = lambda:
             yield frame
         end.append(count)
 
-    made = takewhile(lambda one: one[0].index < wanted.stop, draw(reading(), wanted))
-    for number, frames in groupby(made, lambda one: (one[0].index - plan.frames.start) // plan.length):
-        _write_one(plan, number, frames, tick)
+    with closing(ahead(draw(reading(), wanted), AHEAD)) as drawn:
+        made = takewhile(lambda one: one[0].index < wanted.stop, drawn)
+        for number, frames in groupby(made, lambda one: (one[0].index - plan.frames.start) // plan.length):
+            _write_one(plan, number, frames, tick)
     return plan.count(end[0]) if end else None
 
 
@@ -223,35 +228,38 @@ class Parts:
         known = self._read_json("end.json")
         self._frames = known["frames"] if known.get("key") == self.plan.key else None
 
-    def fill(self, work: Work, workers: int = 1) -> None:
-        """Make the segments that are missing; `work` draws frames and calls `write`, here or in other processes."""
+    def fill(self, work: Work, workers: int = 1, pool: Pool | None = None) -> None:
+        """Make the segments that are missing; `work` draws frames and calls `write`: here, in so many other processes,
+        or where `pool` brings it."""
         if self._done:
             console.say(f"{self.out}: {self._done} frames in {len(self.notes)} segments are kept from an earlier start")
         try:
-            self._fill(work, workers)
+            self._fill(work, workers, pool)
         except SeekError:
             self._distrust()
-            self._fill(work, 1)
+            self._fill(work, 1, None)
 
-    def _fill(self, work: Work, workers: int) -> None:
-        seek = workers > 1 or any(self.plan.inside(run).start for run in self._missing(1))
+    def _fill(self, work: Work, workers: int, pool: Pool | None) -> None:
+        apart = workers > 1 or pool is not None
+        seek = apart or any(self.plan.inside(run).start for run in self._missing(1))
         if seek and not (self.folder / "distrust").exists():
             self._find_stamps()
-        if workers > 1 and self.plan.stamps is None:
+        if apart and self.plan.stamps is None:
             console.say(f"{self.plan.video.name}: made by one worker, as the others cannot find their frames in it")
-            workers = 1
+            workers, apart = 1, False
         runs, total = self._missing(workers), self._total()
         with console.Meter(f"merging {self.plan.video.name}", total, "frames") as meter:
             meter.start_at(self._done)
-            if workers == 1 or not runs:
-                for run in runs:
-                    end = work(self.plan, run, meter.advance)
-                    if end is not None and self._frames is None:
-                        self._end(end)
-                    self._meet(run)
+            if not apart or not runs:
+                with _threads(_share(1)):
+                    for run in runs:
+                        end = work(self.plan, run, meter.advance)
+                        if end is not None and self._frames is None:
+                            self._end(end)
+                        self._meet(run)
             else:
-                with _processes(min(workers, len(runs)), self.folder / "stop") as pool:
-                    self._spread(pool, work, runs, meter)
+                with (pool or partial(_processes, min(workers, len(runs))))(self.folder / "stop") as executor:
+                    self._spread(executor, work, runs, meter)
 
     def _spread(
         self,
@@ -508,8 +516,7 @@ def alone(folder: Path, out: Path) -> Iterator[None]:
 def _processes(count: int, stop: Path) -> Iterator[Executor]:
     """Processes of their own; after an error they are asked to stop, by the file `stop`."""
     fresh = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
-    threads = max(1, (os.cpu_count() or 1) // count)
-    with ProcessPoolExecutor(count, mp_context=fresh, initializer=_start_worker, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(count, mp_context=fresh, initializer=_start_worker, initargs=(_share(count),)) as pool:
         try:
             yield pool
         except BaseException:
@@ -519,10 +526,33 @@ def _processes(count: int, stop: Path) -> Iterator[Executor]:
             raise
 
 
-def _start_worker(threads: int) -> None:
-    """In a process that makes segments: a share of the cores, and an end with the parent, which alone hears Ctrl-C."""
+def _share(workers: int) -> int:
+    """Threads for the network of one of so many processes: decoding, laying in and encoding go on beside it, and
+    threads that wait for a core that is taken burn the other."""
+    return max(1, (os.cpu_count() or 1) // (2 * workers))
+
+
+def _set_threads(torch_: int, opencv: int) -> None:
     import torch
 
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+    torch.set_num_threads(torch_)
+    cv2.setNumThreads(opencv)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Networks and OpenCV have so many threads, and in the end as many as before."""
+    import torch
+
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    _set_threads(count, count)
+    try:
+        yield
+    finally:
+        _set_threads(*before)
+
+
+def _start_worker(threads: int) -> None:
+    """In a process that makes segments: a share of the cores, and an end with the parent, which alone hears Ctrl-C."""
+    _set_threads(threads, threads)
     end_with_parent()

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 import faceswap
-from faceswap import align, blend, checkpoint, color, console, detail, dfm, files, masks, segments, shots
+from faceswap import align, blend, checkpoint, color, console, detail, dfm, files, masks, ray_engine, segments, shots
 from faceswap import found as kept
+from faceswap.ahead import ahead
 from faceswap.config import ExtractRecipe, MergeRecipe
 from faceswap.detectors import Face
 from faceswap.errors import CheckpointError, FacesetError, UsageError
@@ -164,7 +165,8 @@ class Swapper:
 
     def faces(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, list[Laid]]]:
         """Each frame in order with its faces drawn, steadied by the frames around, for `lay_in`; see `__call__`."""
-        return self._steadied(self._drawn(detected))
+        with closing(ahead(self._drawn(detected), self.recipe.batch)) as drawn:
+            yield from self._steadied(drawn)
 
     def _drawn(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, list[Laid]]]:
         """The faces of several frames are drawn together: of the same ones, wherever one begins."""
@@ -317,7 +319,8 @@ def placed(
     matrix = detail.scaled(matrix, size, by)
     where, seen = blend.covered(mask, matrix, frame.shape), color.NOTHING
     if where is not None and detail.matching(recipe):
-        seen = detail.look(frame.part(*where, deep=True), where, face, mask, matrix)
+        part = frame.part(*where, deep=True)
+        seen = detail.look(part, where, face, mask, matrix, colors=recipe.grain > 0)
     return Laid(recipe, state, seen, detail.middle(matrix, size), face, mask, matrix, found.track, seen)
 
 
@@ -464,6 +467,7 @@ def swap_video(
     marks: Marker | None = None,  # default: `provenance.marker(out)`
     workers: int = 1,  # processes that make segments side by side
     part: range = WHOLE,  # frames of which a shorter video is made; each is the same as in the whole
+    engine: str = "local",  # where: local, or ray for the hosts of a Ray cluster
 ) -> Report:
     """Swap the faces in `video` into the new video `out`: same frames, times and sound, marked as swapped.
 
@@ -473,6 +477,9 @@ def swap_video(
     started = time.monotonic()
     marks = marks or marker(out)
     tags, sign = marks.tags(swapper.name), partial(marks.sign, out=out, footage=video, model=swapper.name)
+    pool, gpu = None, swapper.device.type == "cuda"
+    if engine == "ray":
+        pool, workers = partial(ray_engine.processes, gpu=gpu), workers if workers > 1 else ray_engine.room(gpu=gpu)
     recipe, times = swapper.recipe, _times_of(video, part)
     form = form_like(video, crf=recipe.crf, codec=recipe.codec, part=times)
     made_from = {**what_decides(video, swapper, found), "range": None if part == WHOLE else [part.start, part.stop]}
@@ -480,12 +487,12 @@ def swap_video(
     plan = segments.Plan(video, segments.folder_of(out), key, form, recipe.segment, swapper.reach, recipe.batch, part)
     writer = VideoWriter(out, video, form=form, overwrite=overwrite, metadata=tags, finish=sign)
     with segments.opened(plan, out, made_from) as parts, writer:
-        if workers == 1:
+        if workers == 1 and engine == "local":
             parts.fill(partial(_write, swapper, found))
         else:
             faces = plan.folder / "found.npz"
             kept.write(faces, found)
-            parts.fill(partial(work, swapper.made_from, faces), workers)
+            parts.fill(partial(work, swapper.made_from, faces), workers, pool)
         frames, swapped, count = parts.write_to(writer)
     if not swapped:
         console.warn(f"{video}: no face found in {frames} frames; {out} is the footage as it was")

@@ -86,6 +86,7 @@ DEEP = "gbrp16le"  # 16 bits of RGB; swscale gets green wrong where it makes rgb
 CODER_THREADS = 4  # of an encoder: what x264 and x265 make depends on their number, so this is not the machine's
 X265_DELAY = 2  # frames after which it knows when the first was decoded; so few are in order
 PART_MARGIN, PART_STEP = 8, 16  # px that chroma needs around a part of a frame; where a part may begin
+PART_KEPT = 32  # px at multiples of which a part that is kept begins and ends
 SOUND_RATE = 44_100  # samples/s of the sound that `write_video` makes
 USUAL_RATE = Fraction(25)  # frames/s of a file that names none, as FFmpeg takes it
 # what a muxer says of itself: the new file has its own
@@ -159,6 +160,7 @@ class Frame:
         self.index, self.time, self.source = index, time, source
         self.native = native  # upright, as decoded; None once the image was replaced
         self._image = image
+        self._part: tuple[tuple[int, int, int, int], bool, Image] | None = None  # what `part` made last: where, deep
 
     @property
     def image(self) -> Image:
@@ -198,14 +200,27 @@ class Frame:
         deep = deep and self.native is not None and _bits(self.native.format) > 8
         if self.native is None or (self._image is not None and not deep):
             return self.image[y0:y1, x0:x1]
-        left, top = (max(0, first - PART_MARGIN) // PART_STEP * PART_STEP for first in (x0, y0))
+        made = self._part
+        if made is None or made[1] != deep or not _inside((x0, y0, x1, y1), made[0]):
+            made = self._part = self._made_part(x0, y0, x1, y1, deep)
+        (left, top, _, _), _, image = made
+        return image[y0 - top : y1 - top, x0 - left : x1 - left]
+
+    def _made_part(
+        self, x0: int, y0: int, x1: int, y1: int, deep: bool
+    ) -> tuple[tuple[int, int, int, int], bool, Image]:
+        """Where, whether deep, and pixels of a part that is a little larger: who wants one soon wants another there."""
+        assert self.native is not None
         high, wide = self.shape
+        x0, y0 = (first // PART_KEPT * PART_KEPT for first in (x0, y0))
+        x1, y1 = min(-(-x1 // PART_KEPT) * PART_KEPT, wide), min(-(-y1 // PART_KEPT) * PART_KEPT, high)
+        left, top = (max(0, first - PART_MARGIN) // PART_STEP * PART_STEP for first in (x0, y0))
         right, bottom = (-(-(last + PART_MARGIN) // PART_STEP) * PART_STEP for last in (x1, y1))
         right, bottom = min(right, wide), min(bottom, high)
         cut = _graph(self.native, f"crop={right - left}:{bottom - top}:{left}:{top}:exact=1")
         cut.vpush(self.native)
         around = _rgb_from(cut.vpull(), _conversion(_colors(self.native), wide, high), deep)
-        return around[y0 - top : y1 - top, x0 - left : x1 - left]
+        return (x0, y0, x1, y1), deep, around[y0 - top : y1 - top, x0 - left : x1 - left]
 
     def with_part(self, x0: int, y0: int, part: Image, shown: NDArray[np.bool_]) -> "Frame":
         """The same moment with other pixels at a place: `part` (h, w, 3) RGB where `shown` (h, w) is true.
@@ -229,7 +244,7 @@ class Frame:
                 left, top = x0 // across, y0 // down
                 place = ours[top : top + theirs.shape[0], left : left + theirs.shape[1]]
                 where = shown if across == down == 1 else _any(shown, across, down)
-                place[where] = theirs[where]
+                np.copyto(place, theirs, where=where)
         return Frame(self.index, self.time, self.source, native=native)
 
     def with_image(self, image: Image) -> "Frame":
@@ -238,6 +253,10 @@ class Frame:
 
     def __repr__(self) -> str:
         return f"Frame({self.index}, {float(self.time):.3f} s, {self.source.name})"
+
+
+def _inside(part: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+    return other[0] <= part[0] and other[1] <= part[1] and part[2] <= other[2] and part[3] <= other[3]
 
 
 def is_image(path: Path) -> bool:

@@ -3,6 +3,7 @@
     python tools/benchmark.py extract [CLIP...] [--json]
     python tools/benchmark.py jitter [CLIP...] [--json]
     python tools/benchmark.py train [--json] [--minutes M] [--resolution R...] [--part PART...] [--set KEY=VALUE]
+    python tools/benchmark.py merge [--json] [--frames N] [--height PX...] [--rounds N]
     python tools/benchmark.py finetune --base BASE [--json] [--images N] [--strategy NAME...] [--work DIR]
 
 `extract`: the whole of `faceswap extract` (decoding, finding, following, writing), in a process of its own, against the
@@ -18,6 +19,9 @@ differences / sqrt(6), see `faceswap.tracks.jitter`; by MTCNN's points, by the l
 
 `train`: what the pipeline costs over its network, its speed beside plain PyTorch, the loader alone, and how soon the
 model is as good as others; see `tools/benchmark_train.py`. About 20 minutes plus three times --minutes per pair.
+
+`merge`: frames per second of a whole merge beside those of one face at a time over whole frames, and beside a bare
+decode and encode, and its memory; see `tools/benchmark_merge.py`. About 8 minutes on two cores.
 
 `finetune`: what each strategy makes of a base, and what it leaves of it, as a table in Markdown; see
 `tools/benchmark_finetune.py`. Hours: with --work it may be interrupted, and goes on when started again.
@@ -161,6 +165,28 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         )
 
 
+def merge(options: argparse.Namespace) -> str:
+    import benchmark_merge
+
+    from faceswap.config import load
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = benchmark_merge.run(
+            load(options.recipe, options.set),
+            Path(folder),
+            heights=options.height,
+            frames=options.frames,
+            rounds=options.rounds,
+            longer=options.longer,
+            device=options.device,
+            say=say,
+        )
+    return json.dumps(result, indent=1) if options.json else benchmark_merge.text(result)
+
+
 def finetune(options: argparse.Namespace) -> str:
     import benchmark_finetune
 
@@ -211,6 +237,14 @@ def main() -> None:
     kind.add_argument("--recipe", type=Path, help="as of faceswap train")
     kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of faceswap train")
     kind.add_argument("--device", default="auto")
+    kind = kinds.add_parser("merge")
+    kind.add_argument("--height", type=int, nargs="+", default=[480, 1080], metavar="PX", help="of the clips")
+    kind.add_argument("--frames", type=int, default=60, help="rendered; each clip has them there and back")
+    kind.add_argument("--rounds", type=int, default=3, help="runs of each way, of which the best counts")
+    kind.add_argument("--longer", type=int, default=5, help="times as long is the clip that shows if memory grows")
+    kind.add_argument("--recipe", type=Path, help="as of faceswap merge --config")
+    kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of faceswap merge")
+    kind.add_argument("--device", default="cpu")
     kind = kinds.add_parser("finetune")
     kind.add_argument("--base", type=Path, required=True, help="as of faceswap finetune: a name, a run or a file")
     kind.add_argument("--images", type=int, default=4000, help="of the two people, per run")
@@ -230,6 +264,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "train":
         print(json.dumps(train(options), indent=1))
+        return
+    if options.what == "merge":
+        print(merge(options))
         return
     if options.what == "finetune":
         print(finetune(options))
