@@ -233,7 +233,6 @@ def import_(
 
     \b
     Example: faceswap import workspace/model -o run
-    Example: faceswap finetune --config run/recipe.toml --source anna --target bert -o run --minutes 60
     """
     from faceswap.saehd import import_model
 

@@ -6,7 +6,9 @@ silent until `configure` is called.
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,10 +16,10 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bar
 from rich.text import Text
 
 T = TypeVar("T")
@@ -27,6 +29,7 @@ PLAIN_LINE_EVERY = 10.0  # seconds
 
 _level = QUIET
 _console = Console(stderr=True)
+_listener: "Callable[[Progress], object] | None" = None
 
 
 def configure(level: int) -> None:
@@ -54,6 +57,33 @@ def warn(message: str) -> None:
         _console.print(Text.assemble(("warning: ", "yellow"), message))
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a piece of work is."""
+
+    label: str  # what is done, in words
+    done: float  # units
+    total: float | None  # units; None: not known
+    unit: str
+    rate: float  # units per second
+    note: str  # as the loss of a training; "": none
+
+
+@contextmanager
+def on_progress(listener: Callable[[Progress], object]) -> Iterator[None]:
+    """Inside the `with`, call `listener` after each step of whatever work this process does, in any of its threads.
+
+    What it raises ends the work and comes out of the function that did it; nothing unfinished has its final name then;
+    a training saves its state before, and the same call goes on from there.
+    """
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
 class Meter:
     """Progress of one piece of work: call `advance` and, if you like, set `note` (shown beside the bar).
 
@@ -65,14 +95,14 @@ class Meter:
         self.done, self.note = 0.0, ""
         self._started = self._printed = time.monotonic()
         self._first = 0.0
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
 
     def __enter__(self) -> "Meter":
         self._started = self._printed = time.monotonic()
         if _level >= NORMAL and _console.is_terminal:
             rate, note = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[note]}")
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=14), MofNCompleteColumn(), rate)
-            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), note, console=_console)
+            self._bar = Bar(*columns, TimeRemainingColumn(compact=True), note, console=_console)
             self._task = self._bar.add_task(escape(self.label), total=self.total, rate="", note="")
             self._bar.start()
         return self
@@ -94,6 +124,8 @@ class Meter:
             self._show()
         elif _level >= NORMAL and time.monotonic() - self._printed >= PLAIN_LINE_EVERY:
             self._print()
+        if _listener is not None:
+            _listener(Progress(self.label, self.done, self.total, self.unit, self.rate, self.note))
 
     @property
     def rate(self) -> float:

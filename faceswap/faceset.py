@@ -119,11 +119,12 @@ class Faceset:
         self.folder, self.entries, self.skipped = folder, list(entries), list(skipped)
 
     @classmethod
-    def open(cls, folder: Path) -> "Faceset":
+    def open(cls, folder: str | os.PathLike[str]) -> "Faceset":
         """Read the metadata of all images in `folder`; those without any are listed in `skipped`.
 
         `FacesetError` if the folder is missing or holds no face image of ours.
         """
+        folder = Path(folder)
         if pack.is_pack(folder):
             held = pack.opened(folder)
             faces = [PackedEntry(folder / name, key) for name, key in zip(held.names, held.keys, strict=True) if key]

@@ -166,7 +166,7 @@ def find_base(recipe: Recipe) -> Path | None:
     for name, entry in entries().items():
         if entry.kind == "base" and entry.path:
             state = checkpoint.read(find(name))
-            if not checkpoint.same_architecture(recipe, state.recipe, state.people[:1], state.people):
+            if not checkpoint.same_architecture(recipe, state.recipe.resolved(), state.people[:1], state.people):
                 return entry.path
     return None
 

@@ -328,7 +328,11 @@ class Trainer:
                     done = steering.share(self.progress, self.recipe)
                     meter.total = self.progress.images / done if done else None
                     meter.note = f"loss {values['loss']:.4f}"
-                    meter.advance(self.progress.images - meter.done)
+                    try:
+                        meter.advance(self.progress.images - meter.done)
+                    except BaseException:  # whoever is told of the progress wants no more of it
+                        self.save()
+                        raise
                     stopped = self._agree(self.asked())
                     if stopped or self.done():
                         break

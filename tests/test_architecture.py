@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "faceswap"
 
 GROUND = {"faceswap", "errors", "files", "console", "registry"}  # anybody may stand on these
 SEES = {
-    "faceswap": set(),
+    "faceswap": {"api"},  # when a name is first used
     "errors": set(),
     "files": set(),
     "console": set(),
@@ -216,6 +216,22 @@ SEES = {
     "doctor": {"detectors", "devices", "pretrained"},
     "combine": {"adapters", "checkpoint", "models"},
     "saehd": {"checkpoint", "config", "layers", "models", "pickled"},
+    "api": {
+        "config",
+        "detectors",
+        "devices",
+        "evaluate",
+        "extract",
+        "faceset",
+        "found",
+        "pair",
+        "pretrained",
+        "provenance",
+        "swap",
+        "train",
+        "video",
+        "who",
+    },
     "jobs": {"config", "interrupts"},
     "options": {"config", "pretrained", "provenance", "who"},
     "cli_export": {"config", "devices", "export", "options"},

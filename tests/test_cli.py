@@ -31,6 +31,7 @@ COMMANDS = (
     "demo",
     "run",
     "doctor",
+    "export",
 )
 GROUPS = {
     "actors": ("clip", "faces"),

@@ -1,10 +1,9 @@
 """What the README says is there, is there."""
 
 import re
-import shlex
 from pathlib import Path
 
-import click
+import blocks
 
 from faceswap.cli import main
 
@@ -13,21 +12,11 @@ TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
-def faceswap_lines() -> list[list[str]]:
-    lines = [line for block in BLOCKS for line in block.splitlines()]
-    found = [re.search(r"(?:^|&& )(faceswap [a-z]+ ?.*)", line) for line in lines]
-    return [shlex.split(match[1], comments=True)[1:] for match in found if match]
-
-
 def test_every_command_line_in_it_parses() -> None:
-    lines = faceswap_lines()
+    lines = blocks.commands(ROOT / "README.md")
     assert {words[0] for words in lines} == set(main.commands)
     for words in lines:
-        command = main.commands[words.pop(0)]
-        while isinstance(command, click.Group):
-            command = command.commands[words.pop(0)]
-        context = click.Context(command, info_name=command.name, **main.context_settings)  # click keeps what it is told
-        command.parse_args(context, list(words))  # UsageError if an option is missing or unknown
+        blocks.parse(words)  # UsageError if an option is missing or unknown
 
 
 def test_ci_runs_its_test_command() -> None:
