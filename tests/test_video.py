@@ -1104,3 +1104,11 @@ def test_a_video_of_no_pictures_is_none(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.mkv"]
     video.write_video(tmp_path / "mine.mkv", iter([patches()]), Fraction(25), overwrite=True)
     assert probe(tmp_path / "mine.mkv").frames == 1
+
+
+def test_a_part_that_is_kept_serves_those_inside_it(tmp_path: Path) -> None:
+    frame = next(read_frames(make_clip(tmp_path / "in.mp4", size=(160, 120))))
+    other = next(read_frames(tmp_path / "in.mp4"))
+    for x0, y0, x1, y1 in ((40, 40, 100, 90), (50, 45, 96, 96), (0, 0, 33, 33), (20, 10, 160, 120), (60, 60, 61, 61)):
+        assert np.array_equal(frame.part(x0, y0, x1, y1), other.image[y0:y1, x0:x1])
+    assert frame.part(60, 60, 90, 90).base is frame.part(30, 30, 61, 61).base
