@@ -32,7 +32,6 @@ COMMANDS = (
     "run",
     "doctor",
     "export",
-    "studio",
 )
 GROUPS = {
     "actors": ("clip", "faces"),
