@@ -598,6 +598,32 @@ def run_(job: Path, dry_run: bool, recipe: Recipe, device: str, as_json: bool) -
         raise Failure(f"{of}{names}: mend what is said above; the same command goes on from there", 1)
 
 
+@main.command()
+@click.argument("folder", default=".", type=FILE, metavar="[DIR]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Where it listens.  [default: 8765, or any that is free]")
+@click.option(
+    "--no-browser",
+    is_flag=True,
+    help="Only print the address; on a machine of several users, who see what a browser is started with.",
+)
+@common
+def studio(folder: Path, port: int | None, no_browser: bool, recipe: Recipe, device: str, as_json: bool) -> None:
+    """A page in the browser for what lies in DIR: sort out faces, watch a training, try merge settings, do jobs.
+
+    It is for this machine alone, until Ctrl-C: nothing is sent anywhere, and nothing outside DIR is shown. Whoever has
+    the address may do what the page does. From elsewhere: ssh -L 8765:127.0.0.1:8765 MACHINE.
+
+    \b
+    Example: faceswap studio swapped.faceswap
+    """
+    from faceswap.desk import Desk
+    from faceswap.devices import resolve
+    from faceswap.studio import serve
+
+    desk = Desk(folder, recipe, resolve(device), main)
+    serve(desk, port, lambda where: show(where, where.address, as_json), browser=not no_browser)
+
+
 @main.group(cls=Commands)
 def actors() -> None:
     """Rendered people: clips and facesets of nobody, with their truth."""

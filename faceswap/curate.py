@@ -26,6 +26,7 @@ from faceswap.faceset import (
     SUFFIXES,
     Entry,
     Faceset,
+    is_mask,
     mask_path,
     open_all,
     own_mask,
@@ -43,6 +44,7 @@ BLOCK = 512  # faces held against all others at once
 CORE = 1000  # faces that stand for a set or a person
 PREFIX = re.compile(r"\d{5,}--")  # what `sort` puts before a name
 REMOVED = "removed"
+HAND = "hand"  # the reason of what somebody chose
 
 
 # ---------------------------------------------------------------- sorting
@@ -225,6 +227,56 @@ def filter_faces(folder: Path, limits: Limits, *, dry_run: bool = False) -> Filt
             _move(path, free_name(place / reason / path.name))
     kept = len(faces) - sum(map(len, removed.values()))
     return Filtered(folder, kept, removed, notes, place, dry_run)
+
+
+def throw_out(folder: Path, names: Sequence[str]) -> list[str]:
+    """Move faces to `removed/hand/`; gives their names there, as `bring_back` takes them.
+
+    `FacesetError`, and nothing moves, if one is not there or none would be left.
+    """
+    _refuse_pack(folder, "changed")
+    here = {path.name for path in _images(folder)}
+    _refuse_missing(folder, [name for name in names if name not in here])
+    if here <= set(names):
+        raise FacesetError(f"{folder}: none of {len(here)} faces would be left; keep one")
+    return _moved(folder, [folder / name for name in names], folder / REMOVED / HAND)
+
+
+def bring_back(folder: Path, names: Sequence[str]) -> list[str]:
+    """Move faces back that were taken out, each called `REASON/NAME`; gives their names in the faceset.
+
+    `FacesetError`, and nothing moves, if one is not there.
+    """
+    there = {path.relative_to(folder / REMOVED).as_posix(): path for path in taken_out(folder)}
+    _refuse_missing(folder / REMOVED, [name for name in names if name not in there])
+    return _moved(folder, [there[name] for name in names], folder)
+
+
+def taken_out(folder: Path) -> list[Path]:
+    """The face images under `removed`, whatever the reason."""
+    reasons = (folder / REMOVED).iterdir() if (folder / REMOVED).is_dir() else ()
+    return [path for reason in sorted(reasons) if reason.is_dir() for path in _images(reason)]
+
+
+def _images(folder: Path) -> list[Path]:
+    found = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and not is_mask(p))
+    return sorted(found)
+
+
+def _refuse_missing(folder: Path, names: Sequence[str]) -> None:
+    if names:
+        raise FacesetError(f"{folder}: has no face {names[0]}; somebody moved it meanwhile, look again")
+
+
+def _moved(folder: Path, faces: Sequence[Path], onto: Path) -> list[str]:
+    """Move faces into the folder `onto`; their names there, seen from `removed` or from the faceset."""
+    onto.mkdir(parents=True, exist_ok=True)
+    names = []
+    for face in dict.fromkeys(faces):
+        place = free_name(onto / face.name)
+        _move(face, place)
+        names.append(place.relative_to(folder if onto == folder else folder / REMOVED).as_posix())
+    return names
 
 
 def judge(faces: Faces, limits: Limits) -> tuple[dict[str, Mask], list[str]]:

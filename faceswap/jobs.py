@@ -380,9 +380,9 @@ class Runner:
     The step is in a process group of its own, so that what the terminal sends comes once, from us.
     """
 
-    def __init__(self, stdout: int | None = None) -> None:
+    def __init__(self, stdout: int | None = None, stderr: int | None = None) -> None:
         self.asked = False  # to stop
-        self._stdout, self._old = stdout, dict[int, Any]()
+        self._stdout, self._stderr, self._old = stdout, stderr, dict[int, Any]()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Runner":
@@ -414,11 +414,16 @@ class Runner:
             env=os.environ | {"PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             stdout=self._stdout,
+            stderr=self._stderr,
             **more,
         )
         if self.asked:  # while it was being started
             self._process.terminate()
         return self._process.wait()
+
+    def stop(self) -> None:
+        """Ask the step to stop, as Ctrl-C does."""
+        self._pass_on(signal.SIGINT, None)
 
     def _send(self, number: int) -> None:
         if os.name == "posix" and self._process is not None and self._process.returncode is None:

@@ -32,6 +32,7 @@ SMALLEST, LARGEST = 240, 480  # px, side of a tile; in between a pixel of the fo
 AROUND = 0.1  # of the face's side, shown around its crop
 LABEL = 24  # px
 STEP = 0.04  # by which the mask is shrunk and grown
+Changes = tuple[tuple[str, Any], ...]  # keys of the recipe and their values
 OTHERS = (("mask", "landmarks"), ("mask", "learned"), ("sharpen", 0.5), ("grain", 1.0))
 
 
@@ -59,6 +60,30 @@ class _Once(Model):
         return iter(self._known[key])
 
 
+class Sample:
+    """One frame of footage, to be merged in several ways; its faces are drawn once."""
+
+    def __init__(self, footage: Path, number: int, swapper: Swapper, found: FoundFaces) -> None:
+        """`UsageError`: no face is drawn in that frame, or there is no such frame."""
+        self.face, self.recipe = _chosen(footage, number, swapper, found)  # the largest face, and what holds for it
+        frames = _around(footage, number, swapper)
+        plate = next((frame for frame in frames if frame.index == number), None)
+        if plate is None:
+            raise UsageError(f"{footage.name}: no frame {number}; the footage ends before, or it does not decode")
+        self.plate = plate
+        self.where = _place(self.face, plate.shape)  # the part of the frame that shows the face
+        self._given = [(frame, found.get(frame.index, [])) for frame in frames]
+        self._swapper = swapper.otherwise(())
+        self._swapper.models = [_Once(model) for model in swapper.models]
+
+    def merged(self, changes: Changes = ()) -> Frame:
+        """The frame as a merge of the whole footage makes it, with keys of the recipe changed."""
+        more = (Shot(changes=changes),) if changes else ()
+        number = self.plate.index
+        ((frame, _),) = self._swapper.otherwise(more)(iter(self._given), range(number, number + 1))
+        return frame
+
+
 def ways(recipe: MergeRecipe) -> list[tuple[str, Any]]:
     """The options worth trying one by one, each another than the recipe's."""
     tried: list[tuple[str, Any]] = [("color", name) for name in color.TABLE] + [("blend", name) for name in blend.TABLE]
@@ -81,24 +106,17 @@ def preview(
     check(out)
     files.refuse_existing(out, overwrite)
     marks = marks or marker(out, stills=True)
-    face, recipe = _chosen(footage, number, swapper, found)
-    frames = _around(footage, number, swapper)
-    plate = next((frame for frame in frames if frame.index == number), None)
-    if plate is None:
-        raise UsageError(f"--preview {number}: no such frame; {footage.name} ends before, or it does not decode")
-    swapper = swapper.otherwise(())
-    swapper.models = [_Once(model) for model in swapper.models]
-    where, tiles = _place(face, plate.shape), {"original": plate}
-    tried: list[tuple[str, tuple[Shot, ...]]] = [("the recipe and the plan" if swapper.shots else "the recipe", ())]
-    tried += [(f"merge.{key}={value}", (Shot(changes=((key, value),)),)) for key, value in ways(recipe)]
-    for title, more in console.track(tried, f"variants of frame {number}", len(tried), "tiles"):
-        given = ((frame, found.get(frame.index, [])) for frame in frames)
-        ((tiles[title], _),) = swapper.otherwise(more)(given, range(number, number + 1))
+    sample = Sample(footage, number, swapper, found)
+    tiles = {"original": sample.plate}
+    tried: list[tuple[str, Changes]] = [("the recipe and the plan" if swapper.shots else "the recipe", ())]
+    tried += [(f"merge.{key}={value}", ((key, value),)) for key, value in ways(sample.recipe)]
+    for title, changes in console.track(tried, f"variants of frame {number}", len(tried), "tiles"):
+        tiles[title] = sample.merged(changes)
     tags = marks.tags(swapper.name)
-    grid = _grid({title: _cut(frame, where) for title, frame in tiles.items()})
+    grid = _grid({title: _cut(frame, sample.where) for title, frame in tiles.items()})
     with files.whole_file(out, overwrite=overwrite) as partial:
         partial.write_bytes(png(grid, lambda pixels: packet(tags, "preview")))
-    return Report(out, number, face.track, list(tiles))
+    return Report(out, number, sample.face.track, list(tiles))
 
 
 def check(out: Path) -> None:
@@ -116,7 +134,7 @@ def _chosen(footage: Path, number: int, swapper: Swapper, found: FoundFaces) -> 
     why = "the plan skips all faces there" if found.get(number) else "no face was found there"
     near = min((index for index in found), key=lambda index: abs(index - number), default=None)
     hint = "" if near is None or near == number else f"; the nearest frame with a face is {near}"
-    raise UsageError(f"--preview {number}: {footage.name}: {why}{hint}")
+    raise UsageError(f"{footage.name}: frame {number}: {why}{hint}")
 
 
 def _around(footage: Path, number: int, swapper: Swapper) -> list[Frame]:

@@ -32,6 +32,7 @@ COMMANDS = (
     "run",
     "doctor",
     "export",
+    "studio",
 )
 GROUPS = {
     "actors": ("clip", "faces"),

@@ -31,7 +31,7 @@ def test_the_wheel_holds_package_recipes_and_weights(wheel: Path) -> None:
         files = {f"faceswap/_data/{folder}/{path.name}" for path in (ROOT / folder).iterdir() if path.is_file()}
         assert files and files <= names
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "faceswap").rglob("*.py")}
-    assert modules | {"faceswap/py.typed"} <= names
+    assert modules | {"faceswap/py.typed", "faceswap/studio.html"} <= names
     assert not any("tests/" in name or ".git" in name for name in names)
 
 

@@ -123,7 +123,7 @@ def test_images_and_no_marks(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "plan", "said"),
     [
-        (5, (), r"--preview 5: target.mp4: no face was found there; the nearest frame with a face is 4"),
+        (5, (), r"target.mp4: frame 5: no face was found there; the nearest frame with a face is 4"),
         (99, (), r"no face was found there; the nearest frame with a face is 15"),
         (4, (Shot(skip=True),), r"the plan skips all faces there$"),
     ],
