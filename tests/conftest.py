@@ -1,4 +1,5 @@
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from faceswap import benchmark, config, damage, evaluate, extract
 from faceswap.config import Benchmark, ExtractRecipe, Recipe
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # begun with `&` we would ignore it, and so our children
 torch.set_num_threads(1)  # tests run side by side
 os.environ["OMP_NUM_THREADS"] = "1"  # and so do the processes that they start
 
