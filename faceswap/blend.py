@@ -242,23 +242,6 @@ def _step(values: NDArray[Any]) -> NDArray[Any]:
 # ---------------------------------------------------------------- into the frame
 
 
-def paste(image: NDArray[Any], face: Image, mask: Image, matrix: align.Matrix, blend: Blend) -> NDArray[Any]:
-    """A copy of the frame `image` (H, W, 3) uint8 or uint16 RGB with the crop `face` (S, S, 3) laid in through `mask`
-    (S, S); `image` itself if the mask shows nothing inside the frame. See `lay_in`."""
-    mask = leaving(mask, matrix, image.shape)
-    where = covered(mask, matrix, image.shape)
-    if where is None:
-        return image
-    x0, y0, x1, y1 = where
-    part = image[y0:y1, x0:x1]
-    pixels, shown = lay_in(part, where, face, mask, matrix, blend)
-    if not shown.any():
-        return image
-    result = image.copy()
-    result[y0:y1, x0:x1] = cv2.copyTo(pixels, shown.view(np.uint8), part.copy())
-    return result
-
-
 def lay_in(
     part: NDArray[Any],  # (h, w, 3) uint8 or uint16 RGB, of a frame
     where: align.Region,  # what part of it, see `covered`

@@ -1,10 +1,10 @@
 """A video made in pieces: work that is killed goes on, and the file is the same as if nothing had happened.
 
 A video is cut at fixed frame numbers into segments. Each is encoded on its own, from a key frame on, into a hidden
-folder beside the output: `00012.h264`, which appears when it is whole, and then `00012.json`, which says what it holds,
-with its sha256. `job.json` says what all of it was made from, so that nothing of another job is used. At the end the
-packets are copied into one file. Any process that sees the folder can make any run of segments: `write` is given
-plain values, and nothing but files comes of it.
+folder beside the output: `00012.stream`, which appears when it is whole, and then `00012.json`, which says what it
+holds, with its sha256. `job.json` says what all of it was made from, so that nothing of another job is used. At the
+end the packets are copied into one file. Any process that sees the folder can make any run of segments: `write` is
+given plain values, and nothing but files comes of it.
 
 Convention: frames and segments are counted from 0; a run is a range of segments, made from one reading of the video.
 """
@@ -151,7 +151,7 @@ def _write_one(plan: Plan, number: int, made: Iterable[tuple[Frame, int]], tick:
     encoder, check, stop = Encoder(plan.form), hashlib.sha256(), plan.folder / "stop"
     packets: list[Packet] = []
     swapped = faces = 0
-    with files.whole_file(plan.path(number, "h264"), overwrite=True) as partial, partial.open("wb") as file:
+    with files.whole_file(plan.path(number, "stream"), overwrite=True) as partial, partial.open("wb") as file:
         for frame, count in chain(made, [(None, 0)]):
             for packet in encoder(frame):
                 assert packet.pts is not None
@@ -219,7 +219,7 @@ class Parts:
         files.sweep_inside(self.folder)
         for path in sorted(self.folder.glob("[0-9]*.json")):
             note = _read_note(path)
-            data = path.with_suffix(".h264")
+            data = path.with_suffix(".stream")
             if note is None or note.key != self.plan.key or not data.is_file() or files.sha256(data) != note.sha256:
                 console.warn(f"{data}: damaged, or of other work; it is made again")
                 self._drop(int(path.stem))
@@ -311,10 +311,10 @@ class Parts:
             note = _read(self.plan.path(number, "json"))
             if note.header != header:
                 raise MediaError(
-                    f"{self.plan.path(number, 'h264')}: encoded otherwise; delete {self.folder} and repeat"
+                    f"{self.plan.path(number, 'stream')}: encoded otherwise; delete {self.folder} and repeat"
                 )
             times.extend(note.times)
-            with self.plan.path(number, "h264").open("rb") as file:
+            with self.plan.path(number, "stream").open("rb") as file:
                 for packet in note.packets:
                     yield file.read(packet[2]), times.popleft(), packet
 
@@ -352,7 +352,7 @@ class Parts:
 
     def _drop(self, number: int) -> None:
         self.notes.pop(number, None)
-        for suffix in ("json", "h264"):
+        for suffix in ("json", "stream"):
             self.plan.path(number, suffix).unlink(missing_ok=True)
 
     def _missing(self, workers: int) -> list[range]:
@@ -449,7 +449,7 @@ def opened(plan: Plan, out: Path, made_from: Mapping[str, Any]) -> Iterator[Part
         _remove(plan.folder)
 
 
-OURS = ("*.h264", "*.json", "*.npz", "lock", "stop", "distrust", ".*.partial")  # what may lie in the folder
+OURS = ("*.stream", "*.json", "*.npz", "lock", "stop", "distrust", ".*.partial")  # what may lie in the folder
 
 
 def _remove(folder: Path) -> None:
@@ -468,7 +468,7 @@ def _clear(folder: Path, known: Mapping[str, Any], made_from: Mapping[str, Any])
         changed = [name for name in made_from if old.get(name) != made_from[name]] or ["work"]
         console.say(f"{folder}: {count} segments of another {' and '.join(changed)} are thrown away")
     for path in folder.iterdir():
-        if path.suffix in (".h264", ".json") or path.name == "distrust":
+        if path.suffix in (".stream", ".json") or path.name == "distrust":
             path.unlink()
 
 

@@ -69,6 +69,7 @@ class Laid(Known):
     matrix: align.Matrix  # (2, 3), frame to crop
     track: int | None
     steady: color.State  # `now`, with the frames around
+    own: NDArray[np.float32] | None  # (R, R), the user's mask, beyond which nothing grows
     moved: detail.Vector = (0.0, 0.0)  # px from one frame to the next
 
 
@@ -313,7 +314,7 @@ def placed(
     mask = masks.chosen(recipe.mask, mask, limit, target)
     if restorer is not None:
         face, size = restorer(face, recipe.restored), detail.SIDE
-        mask, matrix = align.resize(mask, size), matrix * (size / len(crop))
+        mask, limit, matrix = align.resize(mask, size), align.resize(limit, size), matrix * (size / len(crop))
         crop = cut_out(frame, matrix, size)
     state = color.get(recipe.color).measure(face, crop.astype(np.float32) / np.float32(255), mask)
     matrix = detail.scaled(matrix, size, by)
@@ -321,7 +322,8 @@ def placed(
     if where is not None and detail.matching(recipe):
         part = frame.part(*where, deep=True)
         seen = detail.look(part, where, face, mask, matrix, colors=recipe.grain > 0)
-    return Laid(recipe, state, seen, detail.middle(matrix, size), face, mask, matrix, found.track, seen)
+    own = None if found.mask is None else limit
+    return Laid(recipe, state, seen, detail.middle(matrix, size), face, mask, matrix, found.track, seen, own)
 
 
 def lay_in(frame: Frame, laid: Laid) -> Frame:
@@ -351,6 +353,8 @@ def lay_in(frame: Frame, laid: Laid) -> Frame:
 def soft(laid: Laid, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The mask (R, R) through which a face is laid into a frame (h, w, ...)."""
     through = blend.through(laid.recipe.blend, laid.mask, laid.recipe.erode, laid.recipe.feather)
+    if laid.own is not None:
+        through = np.minimum(through, laid.own)
     return blend.leaving(through, laid.matrix, shape)
 
 
@@ -392,10 +396,11 @@ def detecting(
         else:
             console.say(f"{video.name}: faces were found by an earlier start")
             return found
-    found = detecting(video, recipe, device, who)
-    for old in folder.glob("faces-*.npz"):
-        old.unlink()
+    folder.mkdir(parents=True, exist_ok=True)  # where nothing can be written, that is said before the work
     try:
+        found = detecting(video, recipe, device, who)
+        for old in folder.glob("faces-*.npz"):
+            old.unlink()
         kept.write(path, found)
     finally:
         with suppress(OSError):  # it stays if anything is in it

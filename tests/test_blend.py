@@ -1,6 +1,7 @@
 """Tests of faceswap.blend: the face lies where the mask says, the rest of the frame stays."""
 
 from itertools import pairwise
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,26 +34,42 @@ def full(value: float) -> NDArray[np.float32]:
     return np.full((SIZE, SIZE), value, np.float32)
 
 
+def paste(image: NDArray[Any], face: Image, mask: Image, matrix: align.Matrix, way: blend.Blend) -> NDArray[Any]:
+    """A copy of a frame with a crop laid in, as `swap.lay_in` does it; the frame itself if nothing shows."""
+    mask = blend.leaving(mask, matrix, image.shape)
+    where = blend.covered(mask, matrix, image.shape)
+    if where is None:
+        return image
+    x0, y0, x1, y1 = where
+    part = image[y0:y1, x0:x1]
+    pixels, shown = blend.lay_in(part, where, face, mask, matrix, way)
+    if not shown.any():
+        return image
+    result = image.copy()
+    result[y0:y1, x0:x1] = cv2.copyTo(pixels, shown.view(np.uint8), part.copy())
+    return result
+
+
 @pytest.mark.parametrize("name", blend.TABLE)
 @pytest.mark.parametrize("matrix", [PLACE, TURNED])
 def test_mask_0_leaves_the_frame_bit_for_bit(
     frame: NDArray[np.uint8], face: NDArray[np.float32], matrix: align.Matrix, name: str
 ) -> None:
     before = frame.copy()
-    result = blend.paste(frame, face, full(0), matrix, blend.get(name))
+    result = paste(frame, face, full(0), matrix, blend.get(name))
     np.testing.assert_array_equal(result, before)
     assert result.dtype == np.uint8
 
 
 def test_no_blend_reaches_beyond_the_mask(frame: NDArray[np.uint8], face: NDArray[np.float32]) -> None:
-    result = blend.paste(frame, face, full(0), PLACE, lambda frame, face, mask: face)
+    result = paste(frame, face, full(0), PLACE, lambda frame, face, mask: face)
     np.testing.assert_array_equal(result, frame)
 
 
 @pytest.mark.parametrize("name", ["alpha", "feather"])
 def test_mask_1_gives_the_face(frame: NDArray[np.uint8], face: NDArray[np.float32], name: str) -> None:
     before = frame.copy()
-    result = blend.paste(frame, face, full(1), PLACE, blend.get(name))
+    result = paste(frame, face, full(1), PLACE, blend.get(name))
     np.testing.assert_array_equal(result[20:68, 30:78], np.round(face * 255).astype(np.uint8))
     rest = np.ones(frame.shape[:2], bool)
     rest[20:68, 30:78] = False
@@ -61,14 +78,14 @@ def test_mask_1_gives_the_face(frame: NDArray[np.uint8], face: NDArray[np.float3
 
 
 def test_half_a_mask_gives_the_mean(frame: NDArray[np.uint8], face: NDArray[np.float32]) -> None:
-    result = blend.paste(frame, face, full(0.5), PLACE, blend.feather)[20:68, 30:78]
+    result = paste(frame, face, full(0.5), PLACE, blend.feather)[20:68, 30:78]
     assert np.abs(result - (frame[20:68, 30:78] / 2 + face * 127.5)).max() <= 0.51
 
 
 @pytest.mark.parametrize("name", blend.TABLE)
 def test_only_the_pixels_under_the_mask_change(frame: NDArray[np.uint8], face: NDArray[np.float32], name: str) -> None:
     mask = face_mask(align.TEMPLATE * SIZE, SIZE)
-    changed = (blend.paste(frame, face, mask, PLACE, blend.get(name)) != frame).any(2)
+    changed = (paste(frame, face, mask, PLACE, blend.get(name)) != frame).any(2)
     rest = np.ones(frame.shape[:2], bool)
     rest[20:68, 30:78] = False
     assert not changed[rest].any()
@@ -79,7 +96,7 @@ def test_only_the_pixels_under_the_mask_change(frame: NDArray[np.uint8], face: N
 def test_a_turned_face_touches_its_region_only(frame: NDArray[np.uint8], face: NDArray[np.float32]) -> None:
     where = align.region(TURNED, SIZE, frame.shape)
     assert where is not None
-    changed = (blend.paste(frame, face, full(1), TURNED, blend.feather) != frame).any(2)
+    changed = (paste(frame, face, full(1), TURNED, blend.feather) != frame).any(2)
     x0, y0, x1, y1 = where
     assert changed[y0:y1, x0:x1].sum() == changed.sum() > 0.9 * SIZE**2 / align.scale_of(TURNED) ** 2
 
@@ -89,7 +106,7 @@ def test_a_face_partly_outside_shows_its_part(
     frame: NDArray[np.uint8], face: NDArray[np.float32], x: int, y: int
 ) -> None:
     place = np.array([[1.0, 0, -x], [0, 1, -y]])
-    result = blend.paste(frame, face, full(1), place, blend.feather)
+    result = paste(frame, face, full(1), place, blend.feather)
     mask = blend.leaving(full(1), place, frame.shape)[..., None]
     padded = np.pad(frame, ((100, 100), (100, 100), (0, 0))).astype(np.float32)
     under = padded[y + 100 : y + 100 + SIZE, x + 100 : x + 100 + SIZE]
@@ -101,7 +118,7 @@ def test_a_face_partly_outside_shows_its_part(
 def test_a_face_outside_the_frame_changes_nothing(
     frame: NDArray[np.uint8], face: NDArray[np.float32], x: int, y: int
 ) -> None:
-    result = blend.paste(frame, face, full(1), np.array([[1.0, 0, -x], [0, 1, -y]]), blend.feather)
+    result = paste(frame, face, full(1), np.array([[1.0, 0, -x], [0, 1, -y]]), blend.feather)
     np.testing.assert_array_equal(result, frame)
 
 
@@ -111,7 +128,7 @@ def test_a_face_cut_from_its_frame_goes_back_unseen(name: str) -> None:
     frame = (255 * np.stack([x, y, (x + y) / 2], 2)).round().astype(np.uint8)
     crop = align.crop(frame, TURNED, SIZE).astype(np.float32) / np.float32(255)
     mask = blend.soften(full(1), 0.05, 0.02)
-    result = blend.paste(frame, crop, mask, TURNED, blend.get(name))
+    result = paste(frame, crop, mask, TURNED, blend.get(name))
     assert np.abs(result.astype(int) - frame).max() <= 2
 
 
@@ -119,7 +136,7 @@ def test_a_face_cut_from_its_frame_goes_back_unseen(name: str) -> None:
 def test_a_face_that_is_the_frame_goes_back_as_it_was(name: str) -> None:
     frame = np.random.default_rng(3).integers(0, 2**16, (90, 120, 3), dtype=np.uint16)
     crop = frame[20:68, 30:78].astype(np.float32) / np.float32(65535)
-    result = blend.paste(frame, crop, round_mask((SIZE, SIZE), 14), PLACE, blend.get(name))
+    result = paste(frame, crop, round_mask((SIZE, SIZE), 14), PLACE, blend.get(name))
     # Of 65535 levels; what lies beyond the crop is not the frame, and the coarse grids see a little of it.
     assert np.abs(result.astype(int) - frame).max() <= (0 if name in ("alpha", "feather") else 8)
 
@@ -128,10 +145,10 @@ def test_a_face_that_is_the_frame_goes_back_as_it_was(name: str) -> None:
 def test_16_bits_stay_16_bits(face: NDArray[np.float32], name: str) -> None:
     deep = np.random.default_rng(3).integers(0, 2**16, (90, 120, 3), dtype=np.uint16)
     mask = blend.soften(full(1), 0, 0.03)
-    result = blend.paste(deep, face, mask, PLACE, blend.get(name))
+    result = paste(deep, face, mask, PLACE, blend.get(name))
     assert result.dtype == np.uint16
     assert len(np.unique(result[20:68, 30:78] % 257)) > 200  # what has gone through 8 bits is a multiple of 257
-    shallow = blend.paste(align.as_uint8(deep), face, mask, PLACE, blend.get(name))
+    shallow = paste(align.as_uint8(deep), face, mask, PLACE, blend.get(name))
     assert np.abs(result / 257 - shallow).max() < 1.2
     if name == "feather":
         np.testing.assert_array_equal(result[44, 54], np.round(face[24, 24] * 65535).astype(np.uint16))
@@ -235,7 +252,7 @@ def test_the_fade_comes_in_by_degrees() -> None:
 @pytest.mark.parametrize("name", blend.TABLE)
 def test_no_hard_line_at_the_frames_border(name: str) -> None:
     frame, face = np.full((100, 100, 3), 60, np.uint8), np.full((SIZE, SIZE, 3), 0.8, np.float32)
-    result = blend.paste(frame, face, blend.soften(full(1), 0, 0.02), at(-20, 30), blend.get(name))
+    result = paste(frame, face, blend.soften(full(1), 0, 0.02), at(-20, 30), blend.get(name))
     np.testing.assert_array_equal(result[:, 0], frame[:, 0])
 
 
@@ -361,7 +378,7 @@ def test_poisson_does_not_move_a_patch_whose_mask_is_off_centre(radii: tuple[int
     crop = frame[20:68, 30:78].astype(np.float32) / np.float32(255) + np.float32(0.1)
     mask = full(0)
     cv2.ellipse(mask, (17, 29), (radii[0] // 2, radii[1] // 2), 20, 0, 360, (1,), -1)
-    result = blend.paste(frame, crop, mask, PLACE, blend.poisson)
+    result = paste(frame, crop, mask, PLACE, blend.poisson)
     assert np.abs(result.astype(int) - frame).max() <= 1
 
 

@@ -199,11 +199,11 @@ def test_killed_when_all_was_made(clip: Path, tmp_path: Path, monkeypatch: pytes
 def test_a_damaged_or_lost_part_is_made_again(clip: Path, tmp_path: Path, told: list[str]) -> None:
     whole, out = make(clip, tmp_path / "whole.mp4").read_bytes(), tmp_path / "out.mp4"
     folder = kill(clip, out, 44)
-    data = bytearray((folder / "00001.h264").read_bytes())
+    data = bytearray((folder / "00001.stream").read_bytes())
     data[20] ^= 1
-    (folder / "00001.h264").write_bytes(data)
+    (folder / "00001.stream").write_bytes(data)
     (folder / "00002.json").write_text("{")
-    (folder / "00000.h264").unlink()
+    (folder / "00000.stream").unlink()
     ran: list[range] = []
     make(clip, out, lambda plan, run, tick: ran.append(run) or work(plan, run, tick))
     assert out.read_bytes() == whole and ran == [range(3), range(4, 5)]
@@ -499,7 +499,7 @@ def test_kill_9_at_random_moments(
 
 
 def test_a_folder_goes_but_for_what_is_not_ours(tmp_path: Path) -> None:
-    for name in ("000000.h264", "000000.json", "job.json", "lock", "found.npz", "notes.txt"):
+    for name in ("000000.stream", "000000.json", "job.json", "lock", "found.npz", "notes.txt"):
         (tmp_path / "parts" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "parts" / name).write_text("x")
     segments._remove(tmp_path / "parts")

@@ -213,6 +213,35 @@ def test_the_users_own_mask_bounds_the_swap(
     assert report.frames_swapped == 13  # where the mask is empty nothing is laid in
 
 
+@pytest.mark.parametrize("scale", [1.0, 1.1])
+def test_nothing_grows_beyond_the_users_own_mask(model: Path, tmp_path: Path, scale: float) -> None:
+    path = tmp_path / "0.png"
+    cv2.imwrite(str(path), np.zeros((64, 64, 3), np.uint8))
+    half = np.zeros((64, 64), np.uint8)
+    half[:, :32] = 255
+    cv2.imwrite(str(path.with_name("0.mask.png")), half)
+    whole, own = face_at(80, 80), replace(face_at(80, 80), mask=path)
+    draw = swapper(model, erode=-0.1, feather=0.02, scale=scale)
+    changed = []
+    for face in (whole, own):
+        ((made, count),) = draw([(frame(), [face])])
+        assert count == 1
+        changed.append((made.image != frame().image).any(2))
+    middle = round(float(align.apply(align.invert(own.matrix(64)), np.array([[31.5, 32.0]]))[0, 0]))
+    assert changed[0][:, middle + 20 :].any() and changed[1].any()
+    assert not changed[1][:, middle + 6 :].any(), "two pixels of the crop, by interpolation"
+
+
+def test_an_output_that_cannot_be_is_said_before_the_work(
+    clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swap, "Finder", lambda *_: pytest.fail("looked for faces"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        swap.detecting(clips["target"], ExtractRecipe(), "cpu", out=tmp_path / "file" / "out.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_faces_of_another_video_are_refused(clips: dict[str, Path], facesets: dict[str, Path]) -> None:
     with pytest.raises(FacesetError, match=r"holds no face of target.mp4; extract that video"):
         swap.recalling(facesets["source"], clips["target"])
