@@ -1,6 +1,7 @@
 """What this machine can do for faceswap, what is missing, and the remedy."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -23,6 +24,14 @@ PACKAGES = (
     "pydantic",
     "safetensors",
 )
+EXTRAS = {  # optional ones, and the module that each brings
+    "export": "onnx",
+    "identity": "face_recognition_models",
+    "provenance": "c2pa",
+    "ray": "ray",
+    "restore": "onnxruntime",
+    "studio": "aiohttp",
+}
 ROOM = 5  # GB that a run with its facesets easily takes
 
 
@@ -42,6 +51,7 @@ def examine(device: str = "auto") -> list[Finding]:
     findings = [python, *(_package(name) for name in PACKAGES)]
     if all(finding.ok for finding in findings):
         findings += [_device(device), _detector(), _encoder(), _base()]
+    findings.append(_extras())
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     findings.append(Finding("disk", free > ROOM, f"{free:.0f} GB free here", f"free {ROOM} GB or work elsewhere"))
     return findings
@@ -52,6 +62,15 @@ def _package(name: str) -> Finding:
         return Finding(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
         return Finding(name, False, "missing", "pip install faceswap again in this environment")
+
+
+def _extras() -> Finding:
+    there = {extra: importlib.util.find_spec(module) is not None for extra, module in EXTRAS.items()}
+    missing = [extra for extra in EXTRAS if not there[extra]]
+    said = ", ".join(extra for extra in EXTRAS if there[extra]) or "none"
+    if missing:
+        said += f"; pip install 'faceswap[NAME]' brings {', '.join(missing)}"
+    return Finding("extras", True, said)
 
 
 def _device(name: str) -> Finding:

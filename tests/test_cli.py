@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from faceswap import console
+from faceswap import console, doctor
 from faceswap.cli import main
 from faceswap.errors import UsageError
 from faceswap.video import probe
@@ -385,6 +386,11 @@ def test_doctor() -> None:
     assert {"python", "torch", "device", "detector", "video", "disk"} < set(findings)
     assert all(finding["ok"] for finding in findings.values())
     assert "mtcnn" in faceswap("doctor").stdout
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert list(doctor.EXTRAS) == sorted(extras.keys() - {"test"})
+    assert all(extra in findings["extras"]["value"] for extra in doctor.EXTRAS)
 
 
 def test_doctor_says_what_is_missing_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
