@@ -117,6 +117,7 @@ class StrategyRecipe(Section):
     """Which weights train."""
 
     name: str = "full"  # a part of faceswap/strategies
+    encoder: OpenShare = OPEN  # where everything trains: of the rate, for all before the decoder; -1: by the dial
     rank: int = Field(2, ge=1, le=256)  # lora: of the updates
     prior: Weight = 1.0  # prior: how much faces of anyone count beside those of the two people
     first: Share = 0.2  # lp-ft: part of the budget in which the last layer and the codes train alone
@@ -215,8 +216,8 @@ class Recipe(Section):
 
         Width 16 up to 96, 24 up to 160, 48 up to 256, then 64; code 128 up to 96, 256 up to 256, then 512; batch 8.
         From nothing: learning rate 6e-4 * sqrt(64 / R) after 1600 images, no input disguised. From a base, which can
-        draw already but lets much of who it is through its bottleneck: twice that rate after 160 images, a quarter of
-        the inputs disguised.
+        draw already but lets much of who it is through its bottleneck: twice that rate after 160 images, a tenth of it
+        before the decoder, a quarter of the inputs disguised.
         """
         size, part = self.model.resolution, self.model
         width = part.width or (16 if size <= 96 else 24 if size <= 160 else 48 if size <= 256 else 64)
@@ -231,6 +232,9 @@ class Recipe(Section):
             data={
                 "batch": self.data.batch or 8,
                 "disguise": (0.25 if from_base else 0.0) if self.data.disguise == OPEN else self.data.disguise,
+            },
+            strategy={
+                "encoder": (0.1 if from_base else 1.0) if self.strategy.encoder == OPEN else self.strategy.encoder
             },
             train={
                 "rate": self.train.rate or round((12e-4 if from_base else 6e-4) * (64 / size) ** 0.5, 7),

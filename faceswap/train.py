@@ -78,8 +78,8 @@ def train(
     another architecture or another process trains it, `TrainingError` if the losses stay not finite or memory is short.
     """
     state = None if overwrite else checkpoint.latest(run)
-    recipe = devices.counted(recipe.resolved(from_base=(base if state is None else state.base) is not None))
     recipe = with_strategy(recipe, run, state)
+    recipe = devices.counted(recipe.resolved(from_base=(base if state is None else state.base) is not None))
     people = dict(people) | ({ANYONE: generic} if generic else {})
     check_recipe(recipe, min(len(people), 2))
     check_strategy(recipe, people, state, base, generic)

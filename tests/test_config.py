@@ -134,6 +134,14 @@ def test_the_rate_falls_with_the_square_root_of_the_side_unless_it_is_given() ->
     assert config.load(settings=["train.rate=0.01", "model.resolution=256"]).resolved().train.rate == 0.01
 
 
+def test_from_a_base_the_encoder_learns_slowly_unless_it_is_told() -> None:
+    recipe = config.load()
+    assert [recipe.resolved(from_base=base).strategy.encoder for base in (False, True)] == [1.0, 0.1]
+    assert recipe.changed(strategy={"encoder": 0}).resolved(from_base=True).strategy.encoder == 0
+    with pytest.raises(RecipeError, match=r"strategy.encoder.*expected a share from 0 to 1, or -1"):
+        config.load(settings=["strategy.encoder=2"])
+
+
 def test_changed_is_a_checked_copy() -> None:
     recipe = Recipe()
     other = recipe.changed(train={"images": 5}, merge={"max_faces": 1})

@@ -222,7 +222,7 @@ def test_resume_keeps_the_whole_strategy(facesets: dict[str, Path], base: Path, 
     fit(tmp_path / "run", facesets, recipe("resume"))
     state = checkpoint.latest(tmp_path / "run")
     assert state is not None and state.progress.images == 16
-    assert state.recipe.strategy == how.strategy
+    assert state.recipe.strategy == how.resolved(from_base=True).strategy
     assert "delta.bytes" in checkpoint.read(checkpoint.find(tmp_path / "run")).tensors
 
 
@@ -365,6 +365,21 @@ def test_who_is_in_the_photos_is_where_a_person_begins(facesets: dict[str, Path]
     fit(tmp_path / "embedding", facesets, recipe("embedding", train={"rate": 1e-12, "images": 8}), base=base)
     same = checkpoint.load_model(tmp_path / "embedding")[0].get_parameter("who.weight")
     torch.testing.assert_close(same, told)
+
+
+@pytest.mark.parametrize("name", ["full", "prior", "lp-ft", "l2-sp"])
+def test_before_the_decoder_the_rate_is_another(name: str) -> None:
+    model = checkpoint.new_model(RECIPE, ["source", "target", ANYONE])
+    recipe = StrategyRecipe(name=name, encoder=0.25)
+    groups = strategies.build(name, rate=0.4, recipe=recipe).prepare(model, 2)
+    rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
+    named = {name: rates[id(weight)] for name, weight in model.named_parameters() if weight.requires_grad}
+    assert len(rates) == len(named) == sum(len(group["params"]) for group in groups)
+    drawing = {*model.named("decoder"), *model.named("codes")}
+    assert {named[name] for name in named if name in drawing} == {0.4}
+    assert {named[name] for name in named if name not in drawing} == {0.1} and named.keys() - drawing
+    late = [group for group in groups if "after" in group]
+    assert {group["lr"] for group in late} == ({0.4, 0.1} if name == "lp-ft" else set())
 
 
 def test_the_last_layer_comes_first(facesets: dict[str, Path], base: Path, tmp_path: Path) -> None:

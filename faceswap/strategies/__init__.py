@@ -113,13 +113,20 @@ def free(model: FaceModel, people: int, *parts: Part, every: bool = False) -> li
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
-def groups(model: FaceModel, weights: Sequence[nn.Parameter], rate: float, codes: float = 1.0) -> list[dict[str, Any]]:
-    """Groups for the optimizer: codes apart, whose rate is `codes` times as high and which do not decay."""
+def groups(
+    model: FaceModel, weights: Sequence[nn.Parameter], rate: float, codes: float = 1.0, encoder: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for the optimizer: codes apart, whose rate is `codes` times as high and which do not decay; and all before
+    the decoder apart if its rate is another, `encoder` times as high (Howard & Ruder, arXiv 1801.06146)."""
     own = {id(model.get_parameter(name)) for name in model.named("codes")}
-    others = [weight for weight in weights if id(weight) not in own]
-    rows = [weight for weight in weights if id(weight) in own]
-    found: list[dict[str, Any]] = [{"params": others, "lr": rate}] if others else []
-    return found + ([{"params": rows, "lr": rate * codes, "weight_decay": 0.0}] if rows else [])
+    drawing = {id(model.get_parameter(name)) for name in model.named("decoder")}
+    seeing = {id(weight) for weight in weights} - drawing - own if encoder != 1 else set[int]()
+    found: list[dict[str, Any]] = [
+        {"params": [weight for weight in weights if id(weight) not in own | seeing], "lr": rate},
+        {"params": [weight for weight in weights if id(weight) in seeing], "lr": rate * encoder},
+        {"params": [weight for weight in weights if id(weight) in own], "lr": rate * codes, "weight_decay": 0.0},
+    ]
+    return [group for group in found if group["params"]]
 
 
 def build(name: str, *, rate: float, recipe: StrategyRecipe) -> Strategy:

@@ -12,7 +12,7 @@ class Full(Strategy):
 
     def prepare(self, model: FaceModel, people: int) -> list[dict[str, Any]]:
         self.generic = model.people == 1
-        return groups(model, free(model, people, every=True), self.rate)
+        return groups(model, free(model, people, every=True), self.rate, encoder=self.recipe.encoder)
 
 
 def build(*, rate: float, recipe: StrategyRecipe) -> Strategy:

@@ -16,7 +16,8 @@ class LPFT(Strategy):
         first = free(model, people, "codes", "last layer")
         known = set(map(id, first))
         rest = [weight for weight in free(model, people, every=True) if id(weight) not in known]
-        return [*groups(model, first, self.rate), {"params": rest, "lr": self.rate, "after": self.recipe.first}]
+        later = groups(model, rest, self.rate, encoder=self.recipe.encoder)
+        return [*groups(model, first, self.rate), *(group | {"after": self.recipe.first} for group in later)]
 
 
 def build(*, rate: float, recipe: StrategyRecipe) -> Strategy:

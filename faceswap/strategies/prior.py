@@ -30,7 +30,7 @@ class Prior(Strategy):
     def prepare(self, model: FaceModel, people: int) -> list[dict[str, Any]]:
         self.anyone = model.people - 1
         self.base = None if people == model.people else deepcopy(model).requires_grad_(False)
-        return groups(model, free(model, people, every=True), self.rate)
+        return groups(model, free(model, people, every=True), self.rate, encoder=self.recipe.encoder)
 
     def losses(self, model: nn.Module, batch: Batch, weights: Mapping[str, float]) -> dict[str, Tensor]:
         if self.base is None:
