@@ -152,7 +152,7 @@ def evaluate(
     weights = checkpoint.find(path)
     place = resolve(device)
     model, state = dfm.load_model(weights, base, strength, place)
-    people, recipe = _people(weights.parent, state, faces), given.over(state.recipe)
+    people, recipe = _people(weights, state, faces), given.over(state.recipe)
     swap.check(recipe.merge)
     restorer = detail.Restorer(Path(recipe.merge.restore), cuda=place.type == "cuda") if recipe.merge.restore else None
     subject = _Subject(model.to(place), state, recipe, place, restorer)
@@ -169,7 +169,8 @@ def evaluate(
         if people[name].held:
             row = f"{name} as {name}, {people[name].label}"
             tables[f"reconstruction, at {SIZE} px"][row] = subject.reconstruction(index, people[name].held)
-    notes, blocks = [BEST], list[page.Block]()
+    notes = [BEST] * any(entries.label == HELD_OUT for entries in people.values())
+    blocks = list[page.Block]()
     if len(state.subjects) == 2:
         rows, pictures = subject.pair(people[state.subjects[SOURCE]], people[state.subjects[TARGET]], notes)
         tables["the swap against the target"] = rows
@@ -178,13 +179,20 @@ def evaluate(
     if lost is not None:
         tables["the base, on faces of strangers"] = damage.rows(lost)
         notes.append(f"Weights moved by {100 * lost.distance:.2g} % of the base.")
-    tables = {title: metrics.plain(rows) for title, rows in tables.items()}
-    facts = page.Text([f"{weights.name}, {state.progress.images} face images.", *notes])
+    tables = {title: metrics.plain(rows) for title, rows in tables.items() if rows}
+    images = state.progress.images  # not known of other tools' files
+    facts = page.Text([f"{weights.name}, {images} face images." if images else f"{weights.name}.", *notes])
     figures = [page.Figures(title, rows) for title, rows in tables.items()]
-    page.write(where, f"Evaluation of {weights.parent.name}", [facts, *figures, *blocks], overwrite=replaced)
+    page.write(
+        where,
+        f"Evaluation of {weights.stem if foreign else weights.parent.name}",
+        [facts, *figures, *blocks],
+        overwrite=replaced,
+    )
     return Report(weights, state.progress.images, tables, notes, where)
 
 
+HELD_OUT = "held out"
 BEST = (
     "held-out faces lie between frames that were trained on, and chose the best weights of the run: other footage of "
     "the same people (--faces) is the harder test"
@@ -198,9 +206,9 @@ class _Entries:
     label: str  # of `held`
 
 
-def _people(run: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
+def _people(weights: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
     """The faces of each person that a model knows; a person whose facesets are gone is said and has none."""
-    known = checkpoint.facesets(run)
+    known = checkpoint.facesets(weights.parent)
     found: dict[str, _Entries] = {}
     for name in state.subjects:
         if faces is not None and name == state.subjects[-1]:
@@ -210,13 +218,14 @@ def _people(run: Path, state: State, faces: Path | None) -> dict[str, _Entries]:
         folders = known.get(name, [])
         if not folders or not all(folder.exists() for folder in folders):
             where = ", ".join(map(str, folders)) or "not known"
+            said = f"{weights}: the {name}'s faces are gone ({where})"
             if name == state.subjects[-1]:
-                raise FacesetError(f"{run}: the faces it was trained on are gone ({where}); name some with --faces")
-            console.warn(f"{run}: the {name}'s faces are gone ({where}): figures that need them are left out")
+                raise FacesetError(f"{said}; name some with --faces")
+            console.warn(f"{said}: figures that need them are left out")
             found[name] = _Entries([], [], "")
             continue
         kept, held = batches.split(open_all(folders), state.recipe.data.holdout)
-        found[name] = _Entries(held, kept + held, "held out")
+        found[name] = _Entries(held, kept + held, HELD_OUT)
     return found
 
 

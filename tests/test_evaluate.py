@@ -81,7 +81,7 @@ def test_the_same_evaluation_gives_the_same_figures(report: evaluate.Report, run
 
 def test_the_held_out_faces_are_those_of_training(run: Path, facesets: dict[str, Path]) -> None:
     state = checkpoint.read(run / "best.safetensors")
-    people = evaluate._people(run, state, None)
+    people = evaluate._people(run / "best.safetensors", state, None)
     for name, folder in facesets.items():
         kept, held = batches.split([Faceset.open(folder)], state.recipe.data.holdout)
         assert {entry.key for entry in people[name].held} == {entry.key for entry in held}
