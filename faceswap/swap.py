@@ -322,7 +322,7 @@ def placed(
     if where is not None and detail.matching(recipe):
         part = frame.part(*where, deep=True)
         seen = detail.look(part, where, face, mask, matrix, colors=recipe.grain > 0)
-    own = None if found.mask is None else limit
+    own = None if found.mask is None else np.clip(limit, 0, 1)  # cubic weights overshoot
     return Laid(recipe, state, seen, detail.middle(matrix, size), face, mask, matrix, found.track, seen, own)
 
 
