@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,7 +24,7 @@ import torch
 from faceswap import align, blend, checkpoint, color, curate, jobs, masks, monitor, pack, steering
 from faceswap.config import MergeRecipe, Recipe
 from faceswap.errors import CheckpointError, FaceswapError, UsageError
-from faceswap.faceset import SUFFIXES, Faceset, is_mask, read_image, read_meta
+from faceswap.faceset import SUFFIXES, Faceset, is_mask, own_mask, read_image, read_meta
 from faceswap.found import FoundFaces
 from faceswap.interrupts import STATUS
 from faceswap.looks import Faces
@@ -31,7 +32,7 @@ from faceswap.provenance import packet, tags
 from faceswap.stills import png
 from faceswap.swap import Swapper, recalling
 from faceswap.variants import Sample
-from faceswap.video import Frame, frame_count
+from faceswap.video import Frame, frame_count, image_files, time_stamps
 
 DEEP = 4  # folders inside folders that are looked into
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -55,22 +56,38 @@ class Picture:
     kind: str  # its media type
 
 
-class Kept(OrderedDict[Any, Any]):
-    """The newest results, by what they were made of; made once, however many ask."""
+class Kept:
+    """The newest results, one of each thing, with a stamp that tells its states apart; made once, however many ask."""
 
     def __init__(self, most: int = KNOWN) -> None:
-        super().__init__()
         self._most, self._lock = most, threading.Lock()
+        self._known, self._making = OrderedDict[Any, tuple[Any, Any]](), dict[Any, threading.Lock]()
 
-    def once(self, key: Any, make: Callable[[], T]) -> T:
+    def once(self, key: Any, stamp: Any, make: Callable[[], T]) -> T:
         with self._lock:
-            if key not in self:
-                self[key] = make()
-            self.move_to_end(key)
-            while len(self) > self._most:
-                self.popitem(last=False)
-            found: T = self[key]
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                known = self._known.get(key)
+            if known is not None and known[0] == stamp:
+                found: T = known[1]
+            else:
+                found = make()
+            self.keep(key, stamp, found)
             return found
+
+    def keep(self, key: Any, stamp: Any, value: Any) -> None:
+        with self._lock:
+            self._known[key] = stamp, value
+            self._known.move_to_end(key)
+            while len(self._known) > self._most:
+                self._known.popitem(last=False)
+
+    def get(self, key: Any, stamp: Any) -> Any:
+        """The result, None if there is none of that state."""
+        with self._lock:
+            known = self._known.get(key, (None, None))
+            return known[1] if known[0] == stamp else None
 
 
 class Work:
@@ -78,8 +95,8 @@ class Work:
 
     def __init__(self, job: Path) -> None:
         self.status: int | None = None  # of the process, None while it goes on
-        self._folder = tempfile.TemporaryDirectory()
-        self._log = (Path(self._folder.name) / "log").open("wb")
+        self._reading = threading.Lock()  # what is written goes to the log's end, wherever we read
+        self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115
         self._runner = jobs.Runner(self._log.fileno(), self._log.fileno())
         self._thread = threading.Thread(target=self._work, args=(job,), daemon=True)  # the process ends if it does
         self._thread.start()
@@ -92,7 +109,8 @@ class Work:
             self.status = status
 
     def stop(self) -> None:
-        self._runner.stop()
+        if not self._runner.asked:  # twice would be at once, and what was not saved would be lost
+            self._runner.stop()
 
     def wait(self, seconds: float) -> bool:
         """Whether it has ended."""
@@ -100,12 +118,13 @@ class Work:
         return not self._thread.is_alive()
 
     def log(self) -> str:
-        return Path(self._log.name).read_bytes()[-LOG:].decode(errors="replace")
+        with self._reading:
+            self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - LOG))
+            return self._log.read().decode(errors="replace")
 
     def close(self) -> None:
         """Forget what it printed."""
         self._log.close()
-        self._folder.cleanup()
 
 
 class Desk:
@@ -116,8 +135,10 @@ class Desk:
         if not root.is_dir():
             raise UsageError(f"{root}: no such folder; expected one with facesets, runs, footage or jobs")
         self.root, self.recipe, self.device, self.commands = root.resolve(), recipe, device, commands
-        self._facesets, self._found, self._swappers, self._samples = Kept(), Kept(), Kept(2), Kept(1)
-        self._drawing = threading.Lock()
+        self._facesets, self._orders, self._found, self._runs = Kept(), Kept(2), Kept(), Kept()
+        self._stamps, self._sound, self._swappers, self._samples = Kept(), Kept(), Kept(2), Kept(1)
+        self._drawing, self._changing = threading.Lock(), threading.Lock()
+        self._closed = False
         self._works: dict[Path, Work] = {}
 
     def inside(self, *given: str) -> Path:
@@ -136,6 +157,10 @@ class Desk:
 
     def _holds(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.root)
+
+    def _keeps(self, path: Path) -> bool:
+        """`_holds` of what lies in a folder that does, and whether its name is text, as a page wants it."""
+        return _is_text(path.name) and (not path.is_symlink() or self._holds(path))
 
     def _named(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -157,11 +182,13 @@ class Desk:
             yield folder, folders, names
             if len(folder.relative_to(self.root).parts) >= DEEP or _is_run(names):
                 folders.clear()
-            folders[:] = sorted(name for name in folders if name[0] != "." and name != curate.REMOVED)
+            folders[:] = sorted(
+                name for name in folders if name[0] != "." and name != curate.REMOVED and _is_text(name)
+            )
 
     def _sort_in(self, folder: Path, folders: list[str], names: list[str], found: dict[str, Any]) -> None:
         paths = [folder / name for name in sorted(names) if name[0] != "."]
-        paths = [path for path in paths if path.is_file() and self._holds(path)]
+        paths = [path for path in paths if path.is_file() and self._keeps(path)]
         if _is_run(names):
             running = monitor.is_written(folder)
             found["runs"].append({"path": self._named(folder), "running": running})
@@ -183,7 +210,7 @@ class Desk:
                 found["facesets"].append({"path": name, "faces": None, "of": "", "fixed": True})
             elif suffix == ".safetensors":
                 found["models"].append(name)
-            elif suffix == ".toml" and "[[step]]" in path.read_text("utf-8", errors="replace"):
+            elif suffix == ".toml" and "[[step]]" in _text(path):
                 work = self._works.get(path.resolve())
                 found["jobs"].append({"path": name, "running": work is not None and work.status is None})
 
@@ -196,17 +223,19 @@ class Desk:
         def make() -> Faces:
             held = Faceset.open(path)
             if path.is_dir():
-                held.entries = [entry for entry in held.entries if self._holds(entry.path)]
+                held.entries = [entry for entry in held.entries if self._keeps(entry.path)]
             return Faces(held)
 
-        return self._facesets.once(_stamp(path), make)
+        return self._facesets.once(path, _stamp(path), make)
 
     def faces(self, faceset: str, by: str = "time", first: int = 0, count: int = 200) -> dict[str, Any]:
         """Some faces of a set in an order of `curate.SORTS`, and how many there are."""
         if by not in curate.SORTS:
             raise UsageError(f"by = {by!r}: no such order; expected one of {', '.join(curate.SORTS)}")
         faces = self._faces(faceset)
-        order = np.argsort(curate.SORTS[by].numbers(faces), kind="stable").tolist()
+        order = self._orders.once(
+            (faceset, by), faces, lambda: np.argsort(curate.SORTS[by].numbers(faces), kind="stable").tolist()
+        )
         shown = []
         for row in order[max(0, first) : max(0, first) + count]:
             meta, place = faces.entries[row].meta, faces.places[row]
@@ -217,11 +246,14 @@ class Desk:
         known = {"faces": shown, "all": len(faces), "out": out, "fixed": not path.is_dir()}
         return {**known, "means": curate.SORTS[by].means, "orders": list(curate.SORTS)}
 
-    def thrown(self, faceset: str) -> dict[str, Any]:
-        """The faces that were taken out of a set, by hand or by a filter, as `bring_back` takes them."""
+    def thrown(self, faceset: str, first: int = 0, count: int = 200) -> dict[str, Any]:
+        """Some of the faces that were taken out of a set, by hand or by a filter, as `bring_back` takes them."""
         removed = self.inside(faceset) / curate.REMOVED
-        paths = [path for path in curate.taken_out(removed.parent) if self._holds(path)]
-        return {"faces": [{"name": path.relative_to(removed).as_posix()} for path in paths]}
+        paths = [path for path in curate.taken_out(removed.parent) if _is_text(path.name) and self._holds(path)]
+        shown = [
+            {"name": path.relative_to(removed).as_posix()} for path in paths[max(0, first) : max(0, first) + count]
+        ]
+        return {"faces": shown, "all": len(paths)}
 
     def face(self, faceset: str, name: str, side: int = 0) -> Picture:
         """A face as JPEG, at most `side` px wide; 0: as it is."""
@@ -235,17 +267,27 @@ class Desk:
 
     def throw_out(self, faceset: str, names: list[str]) -> dict[str, Any]:
         """Move faces to `removed/hand`; gives what `bring_back` takes."""
-        return {"names": curate.throw_out(self._writable(faceset), names)}
+        with self._changing:
+            path = self._writable(faceset, names)
+            before = _stamp(path)
+            moved = curate.throw_out(path, names)
+            known = self._facesets.get(path, before)
+            if known is not None:  # what was measured of the others holds
+                gone = set(names)
+                kept = np.array([entry.path.name not in gone for entry in known.entries])
+                self._facesets.keep(path, _stamp(path), known.only(kept))
+        return {"names": moved}
 
     def bring_back(self, faceset: str, names: list[str]) -> dict[str, Any]:
-        path = self._writable(faceset)
-        for name in names:
-            self.inside(faceset, curate.REMOVED, name)
-        return {"names": curate.bring_back(path, names)}
+        with self._changing:
+            path = self._writable(faceset, [f"{curate.REMOVED}/{name}" for name in names])
+            return {"names": curate.bring_back(path, names)}
 
-    def _writable(self, faceset: str) -> Path:
+    def _writable(self, faceset: str, names: Sequence[str]) -> Path:
+        """A set in which faces, and where they go and come from, are really in the folder, with their masks."""
         path = self.inside(faceset)
-        for place in (path / curate.REMOVED, path / curate.REMOVED / curate.HAND):
+        own = [mask for name in names if (mask := own_mask(self.inside(faceset, name))) is not None]
+        for place in (path / curate.REMOVED, path / curate.REMOVED / curate.HAND, *own):
             if not self._holds(place):
                 raise UsageError(f"{self._named(place)}: a link out of the studio's folder; nothing was moved")
         return path
@@ -259,18 +301,18 @@ class Desk:
             if not self._holds(folder / name):
                 raise UsageError(f"{run}/{name}: a link out of the studio's folder")
         status: steering.Status | None = None
-        note = ""
-        try:
-            status = steering.status(folder)
-        except CheckpointError as error:  # begun, and not yet saved
-            note = str(error)
+        metrics = folder / monitor.METRICS
+        stamp = _stamp(metrics) if metrics.is_file() else None
+        lines = self._runs.once(folder, stamp, lambda: monitor.read(folder))
+        with suppress(CheckpointError):  # it has begun, and not yet saved
+            status = steering.status(folder, lines)
         curves: dict[str, list[tuple[int, float]]] = {}
-        for line in monitor.read(folder):
+        for line in lines:
             for name, value in line.items():
                 if name.startswith("held_out/") or name == "train/loss":
                     curves.setdefault(name, []).append((line["images"], value))
         previews = sorted(path.name for path in (folder / "previews").glob("[0-9]*.png"))
-        known = {"status": status, "note": note, "running": monitor.is_written(folder), "previews": previews}
+        known = {"status": status, "running": monitor.is_written(folder), "previews": previews}
         return {**known, "curves": {name: _thinned(points) for name, points in curves.items()}}
 
     def preview(self, run: str, name: str) -> Picture:
@@ -295,12 +337,20 @@ class Desk:
         return found
 
     def _recalled(self, footage: str, faceset: str) -> FoundFaces:
-        video, faces = self.inside(footage), self.inside(faceset)
-        return self._found.once((_stamp(video), _stamp(faces)), lambda: recalling(faces, video))
+        video, faces = self._footage(footage), self.inside(faceset)
+        return self._found.once((video, faces), (_stamp(video), _stamp(faces)), lambda: recalling(faces, video))
+
+    def _footage(self, footage: str) -> Path:
+        path = self.inside(footage)
+        if path.is_dir() and not self._sound.once(path, _stamp(path), lambda: all(map(self._holds, image_files(path)))):
+            raise UsageError(
+                f"{footage}: has links out of the studio's folder; start faceswap studio on one above both"
+            )
+        return path
 
     def frames(self, footage: str, faceset: str) -> dict[str, Any]:
         """How many frames footage has, and those in which the faceset knows a face."""
-        return {"all": frame_count(self.inside(footage)), "faces": sorted(self._recalled(footage, faceset))}
+        return {"all": frame_count(self._footage(footage)), "faces": sorted(self._recalled(footage, faceset))}
 
     def compare(
         self,
@@ -315,13 +365,14 @@ class Desk:
         unknown = settings.keys() - NAMES.keys() - STEPS.keys()
         if unknown:
             raise UsageError(f"merge.{min(unknown)}: cannot be tried here; expected {', '.join([*NAMES, *STEPS])}")
-        video, found = self.inside(footage), self._recalled(footage, faceset)
+        video, found = self._footage(footage), self._recalled(footage, faceset)
         weights = self._weights(model)
         recipe = MergeRecipe.model_validate({**self.recipe.merge.model_dump(), **settings})
         asked = (_stamp(video), _stamp(self.inside(faceset)), _stamp(weights), frame)
+        recipe_, device = self.recipe.merge, self.device
         with self._drawing:
-            swapper = self._swappers.once(_stamp(weights), lambda: Swapper(weights, self.recipe.merge, self.device))
-            sample = self._samples.once(asked, lambda: Sample(video, frame, swapper, found))
+            swapper = self._swappers.once(weights, _stamp(weights), lambda: Swapper(weights, recipe_, device))
+            sample = self._samples.once(None, asked, lambda: Sample(video, frame, swapper, found, self._shown))
             merged = sample.merged(tuple((key, getattr(recipe, key)) for key in sorted(settings)))
         x0, y0, x1, y1 = sample.where if view == "face" else (0, 0, *reversed(sample.plate.shape))
         said = tags(swapper.name)
@@ -332,6 +383,9 @@ class Desk:
 
         original, swapped = shown(sample.plate, lambda _: b""), shown(merged, lambda _: packet(said, "preview"))
         return {"original": original, "swap": swapped, "width": x1 - x0, "height": y1 - y0, "model": swapper.name}
+
+    def _shown(self, video: Path) -> Sequence[int] | None:
+        return self._stamps.once(video, _stamp(video), lambda: time_stamps(video))
 
     def _weights(self, model: str) -> Path:
         """The file to draw with, which in a run that goes on is another one later."""
@@ -352,7 +406,7 @@ class Desk:
         running = work is not None and work.status is None
         steps = [dict(vars(step)) for step in report.steps]
         waiting = next((step for step in steps if step["state"] == "to do"), None)
-        if waiting and work is not None:
+        if waiting and work is not None and work.status != 0:
             waiting["state"] = "running" if running else "interrupted" if work.status == STATUS else "failed"
         ended = None if work is None else work.status
         return {"steps": steps, "running": running, "status": ended, "log": work.log() if work else ""}
@@ -360,13 +414,14 @@ class Desk:
     def start(self, job: str) -> dict[str, Any]:
         """Do a job, or go on with it, in a process of its own. `FaceswapError` if it cannot be begun."""
         path = self.inside(job)
-        work = self._works.get(path)
-        if work is not None and work.status is None:
-            raise UsageError(f"{job}: is being done already")
-        if work is not None:
-            work.close()
-        jobs.run(path, self.commands, dry_run=True)
-        self._works[path] = Work(path)
+        with self._changing:
+            work = self._works.get(path)
+            if self._closed or (work is not None and work.status is None):
+                raise UsageError(f"{job}: {'the studio is closing' if self._closed else 'is being done already'}")
+            jobs.run(path, self.commands, dry_run=True)
+            self._works[path] = Work(path)
+            if work is not None:
+                work.close()
         return {}
 
     def stop(self, job: str) -> dict[str, Any]:
@@ -379,6 +434,8 @@ class Desk:
 
     def close(self) -> list[str]:
         """Ask all jobs to stop and wait for them; their names."""
+        with self._changing:
+            self._closed = True
         going = {path: work for path, work in self._works.items() if work.status is None}
         for work in going.values():
             work.stop()
@@ -398,6 +455,21 @@ def _stamp(path: Path) -> tuple[Path, int, int]:
     """What changes with a file, or with what lies in a folder."""
     facts = path.stat()
     return path, facts.st_mtime_ns, facts.st_size
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _meta(path: Path) -> Any:

@@ -5,8 +5,10 @@ Convention: one number per face in arrays (N,) in the order of the faceset; NaN 
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,21 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def only(self, kept: Mask) -> "Faces":
+        """Some of the faces (N,), with what was measured of them."""
+        some, measured = copy(self), self.__dict__
+        some.entries = list(compress(self.entries, kept))
+        for name in measured.keys() & {"pose", "size", "fit"}:
+            some.__dict__[name] = measured[name][kept]
+        if "places" in measured:
+            some.__dict__["places"] = list(compress(self.places, kept))
+        if "looks" in measured:
+            some.__dict__["looks"] = Looks(*(numbers[kept] for numbers in vars(self.looks).values()))
+        if "likeness" in measured:
+            means, points = self.likeness
+            some.__dict__["likeness"] = means, points[kept[self.whole]]
+        return some
 
     @cached_property
     def places(self) -> list["Place"]:

@@ -5,7 +5,7 @@ All of it is a function of the recipe and of saved progress, so that an interrup
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,13 +171,14 @@ class Status:
     saved_seconds_ago: float
 
 
-def status(run: Path) -> Status:
-    """How a run stands, from metrics.jsonl and the header of the newest state; it may go on meanwhile."""
+def status(run: Path, lines: Sequence[Mapping[str, Any]] | None = None) -> Status:
+    """How a run stands, from the lines of metrics.jsonl (None: as they are now) and the header of the newest state; it
+    may go on meanwhile."""
     head, saved = _newest(run)
     logged: dict[str, Any] = {}
     progress = head.progress
     best = progress.best
-    for line in monitor.read(run):
+    for line in monitor.read(run) if lines is None else lines:
         if "train/loss" in line:  # losses that were turned off since then are of no interest
             logged = {name: value for name, value in logged.items() if not name.startswith("train/")}
         logged |= line

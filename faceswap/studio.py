@@ -11,6 +11,7 @@ import errno
 import secrets
 import socket
 import threading
+import traceback
 import webbrowser
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -74,6 +75,9 @@ class Studio:
                 response = _said(400, f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}")
             except web.HTTPException as error:
                 response = _said(error.status, error.reason)
+            except Exception as error:  # of a library, such as no memory left on a card: said here and there
+                traceback.print_exc()
+                response = _said(500, f"{type(error).__name__}: {' '.join(str(error).split())}")
         _protect(response)
         return response
 
@@ -116,13 +120,35 @@ class Studio:
 
     async def _answer(self, request: web.Request, given: dict[str, Any]) -> web.Response:
         work = validate_call(getattr(self.desk, request.path[1:]))
-        found = await asyncio.to_thread(lambda: work(**given))
+        found = await _aside(lambda: work(**given))
         if isinstance(found, Picture):
             return web.Response(body=found.content, content_type=found.kind)
         return web.Response(body=to_json(found, inf_nan_mode="null"), content_type="application/json")
 
     def address(self, port: int) -> str:
         return f"http://{HOSTS[0]}:{port}/#{self.key}"
+
+
+async def _aside(work: Callable[[], Any]) -> Any:
+    """What `work` gives, in a thread of its own, which nobody waits for when the studio ends."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(how: Callable[[Any], None], value: Any) -> None:
+        if not done.done():
+            how(value)
+
+    def do() -> None:
+        how: Callable[[Any], None] = done.set_result
+        try:
+            value = work()
+        except Exception as error:
+            how, value = done.set_exception, error
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, how, value)
+
+    threading.Thread(target=do, daemon=True).start()
+    return await done
 
 
 def _name(host: str) -> str | None:

@@ -5,7 +5,7 @@ that option as `--set` takes it.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -63,10 +63,17 @@ class _Once(Model):
 class Sample:
     """One frame of footage, to be merged in several ways; its faces are drawn once."""
 
-    def __init__(self, footage: Path, number: int, swapper: Swapper, found: FoundFaces) -> None:
+    def __init__(
+        self,
+        footage: Path,
+        number: int,
+        swapper: Swapper,
+        found: FoundFaces,
+        stamps: Callable[[Path], Sequence[int] | None] = time_stamps,  # when the frames of a video are shown
+    ) -> None:
         """`UsageError`: no face is drawn in that frame, or there is no such frame."""
         self.face, self.recipe = _chosen(footage, number, swapper, found)  # the largest face, and what holds for it
-        frames = _around(footage, number, swapper)
+        frames = _around(footage, number, swapper, stamps)
         plate = next((frame for frame in frames if frame.index == number), None)
         if plate is None:
             raise UsageError(f"{footage.name}: no frame {number}; the footage ends before, or it does not decode")
@@ -137,18 +144,20 @@ def _chosen(footage: Path, number: int, swapper: Swapper, found: FoundFaces) -> 
     raise UsageError(f"{footage.name}: frame {number}: {why}{hint}")
 
 
-def _around(footage: Path, number: int, swapper: Swapper) -> list[Frame]:
+def _around(
+    footage: Path, number: int, swapper: Swapper, stamps: Callable[[Path], Sequence[int] | None]
+) -> list[Frame]:
     """All frames that have a say in one."""
     batch, reach = swapper.recipe.batch, swapper.reach
     start = max(0, number - reach) // batch * batch
     stop = -(-(number + 1 + reach) // batch) * batch
 
-    def read(stamps: Sequence[int] | None) -> list[Frame]:
-        return list(takewhile(lambda frame: frame.index < stop, read_from(footage, start, stamps)))
+    def read(known: Sequence[int] | None) -> list[Frame]:
+        return list(takewhile(lambda frame: frame.index < stop, read_from(footage, start, known)))
 
     images = footage.is_dir() or is_image(footage)
     try:
-        return read(None if images else time_stamps(footage))
+        return read(None if images else stamps(footage))
     except SeekError:
         return read(None)
 

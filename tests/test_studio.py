@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,11 @@ from test_swap import CPU, RECIPE, weights
 pytest.importorskip("aiohttp", reason="needs the extra: pip install 'faceswap[studio]'")
 from browser import Page, browsing
 
-from faceswap import curate, provenance, studio, swap
+from faceswap import curate, jobs, provenance, studio, swap
 from faceswap.checkpoint import State, new_model, write
 from faceswap.cli import main
 from faceswap.config import MergeRecipe, Recipe
-from faceswap.desk import POINTS, Desk, _thinned
+from faceswap.desk import POINTS, Desk, Kept, _thinned
 from faceswap.errors import FaceswapError, UsageError
 from faceswap.faceset import Faceset
 from faceswap.video import read_frames
@@ -103,7 +105,6 @@ class Served:
         try:
             self.loop.run_until_complete(self.task)
         except asyncio.CancelledError:
-            self.loop.run_until_complete(self.loop.shutdown_default_executor())
             self.loop.close()
 
     def close(self) -> None:
@@ -224,7 +225,8 @@ def test_no_path_leads_out_of_the_folder(
             "stop": {"job": given},
             "compare": {"footage": "target.mp4", "faceset": "target", "model": given, "frame": 1, "settings": {}},
         }.items():
-            assert served.ask(f"/{name}", asked)[0] == 400
+            status, said = served.ask(f"/{name}", asked)
+            assert status == 400 and re.search("leads out of|no path|not there", said["error"]), name
         assert len(Faceset.open(outside)) == 10 and "link" not in json.dumps(served.ask("/here")[1])
     finally:
         (filled / "link").unlink()
@@ -294,7 +296,7 @@ def test_faces_go_out_and_come_back_with_their_masks(filled: Path, ten: Path) ->
     assert (ten / "removed/hand/clip_000002_0.mask.png").is_file() and desk.faces("ten")["all"] == 8
     assert [face["name"] for face in desk.thrown("ten")["faces"]] == names
     assert desk.face("ten/removed/hand", gone[0], 32).content.startswith(b"\xff\xd8")
-    with pytest.raises(FaceswapError, match=r"has no face clip_000002_0\.png"):
+    with pytest.raises(FaceswapError, match=r"ten/clip_000002_0\.png: is not there any more"):
         desk.throw_out("ten", ["clip_000001_0.png", *gone])
     with pytest.raises(FaceswapError, match="none of 8 faces would be left"):
         desk.throw_out("ten", [face["name"] for face in desk.faces("ten")["faces"]])
@@ -302,6 +304,139 @@ def test_faces_go_out_and_come_back_with_their_masks(filled: Path, ten: Path) ->
         desk.bring_back("ten", ["../../run/best.safetensors"])
     assert desk.bring_back("ten", names)["names"] == gone
     assert {path.name: path.read_bytes() for path in ten.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("by", ["time", "blur", "yaw", "similarity"])
+def test_what_was_measured_of_the_others_holds(filled: Path, ten: Path, by: str) -> None:
+    desk = desk_of(filled)
+    before = [face["name"] for face in desk.faces("ten", by)["faces"]]
+    measured = desk._faces("ten")
+    names = desk.throw_out("ten", [before[1], before[7]])["names"]
+    left = desk._faces("ten")
+    assert left.__dict__.keys() == measured.__dict__.keys(), "nothing is measured again"
+    after, afresh = desk.faces("ten", by)["faces"], desk_of(filled).faces("ten", by)["faces"]
+    assert after == afresh and len(after) == 8
+    desk.bring_back("ten", names)
+    assert [face["name"] for face in desk.faces("ten", by)["faces"]] == before
+
+
+def test_a_result_is_made_once_and_anew_when_its_thing_has_changed() -> None:
+    kept, made = Kept(2), list[str]()
+
+    def make(value: str, seconds: float = 0.0) -> str:
+        time.sleep(seconds)
+        made.append(value)
+        return value
+
+    with ThreadPoolExecutor(4) as pool:
+        slow = [pool.submit(kept.once, "a", 1, lambda: make("a1", 0.2)) for _ in range(3)]
+        assert pool.submit(kept.once, "b", 1, lambda: make("b1")).result(timeout=0.15) == "b1", (
+            "nobody waits for others"
+        )
+        assert [one.result() for one in slow] == ["a1"] * 3
+    assert kept.once("a", 2, lambda: make("a2")) == "a2" and kept.get("a", 1) is None and kept.get("a", 2) == "a2"
+    kept.once("c", 1, lambda: make("c1"))
+    assert kept.get("b", 1) is None and made == ["b1", "a1", "a2", "c1"]
+
+
+def test_a_job_is_begun_once_and_asked_to_stop_once(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, stops = threading.Event(), list[int]()
+
+    class Waiting(jobs.Runner):
+        def __call__(self, *_: object) -> int:
+            os.write(self._stdout or 0, b"begun\n")
+            ended.wait()
+            return 130
+
+        def stop(self) -> None:
+            self.asked = True
+            stops.append(1)
+
+    monkeypatch.setattr(jobs, "Runner", Waiting)
+    desk = desk_of(filled)
+    with ThreadPoolExecutor(4) as pool:
+        tried = [pool.submit(desk.start, "long.toml") for _ in range(4)]
+        errors = [str(one.exception()) for one in tried if one.exception()]
+    assert len(errors) == 3 and set(errors) == {"long.toml: is being done already"}
+    for _ in range(3):
+        desk.stop("long.toml")
+    while "begun" not in desk.job("long.toml")["log"]:
+        time.sleep(0.01)
+    ended.set()
+    assert desk.close() == ["long.toml"] and stops == [1]
+    with pytest.raises(UsageError, match="the studio is closing"):
+        desk.start("long.toml")
+
+
+def test_odd_names_are_served_and_those_that_are_no_text_are_passed_over(served: Served, ten: Path) -> None:
+    odd = shutil.copytree(ten, ten.with_name("a b#%?'\"ü"))
+    try:
+        (odd / "clip_000003_0.png").rename(odd / "ü #%?&+'.png")
+        if sys.platform == "linux":
+            (odd / "clip_000004_0.png").rename(odd / os.fsdecode(b"\xfc.png"))
+        found = served.ask(f"/faces?{urllib.parse.urlencode({'faceset': odd.name})}")[1]
+        assert found["all"] == (9 if sys.platform == "linux" else 10)
+        assert "ü #%?&+'.png" in [face["name"] for face in found["faces"]]
+        asked = {"faceset": odd.name, "name": "ü #%?&+'.png", "side": 32}
+        assert served.ask(f"/face?{urllib.parse.urlencode(asked)}")[1].startswith(b"\xff\xd8")
+        assert odd.name in [entry["path"] for entry in served.ask("/here")[1]["facesets"]]
+        moved = served.ask("/throw_out", {"faceset": odd.name, "names": [asked["name"]]})
+        assert moved == (200, {"names": [f"hand/{asked['name']}"]})
+    finally:
+        shutil.rmtree(odd)
+
+
+def test_a_mask_that_is_a_link_is_not_copied(filled: Path, ten: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (ten / "clip_000005_0.mask.png").symlink_to(tmp_path / "secret")
+    with pytest.raises(UsageError, match=r"clip_000005_0\.mask\.png: a link out of"):
+        desk_of(filled).throw_out("ten", ["clip_000005_0.png"])
+    assert (ten / "clip_000005_0.png").exists() and not (ten / "removed").exists()
+
+
+def test_frames_that_are_links_are_not_shown(filled: Path, tmp_path: Path) -> None:
+    frames = filled / "frames"
+    frames.mkdir()
+    try:
+        for number in range(3):
+            cv2.imwrite(str(frames / f"{number}.png"), np.zeros((32, 32, 3), np.uint8))
+        assert desk_of(filled)._footage("frames") == frames.resolve()
+        (frames / "3.png").symlink_to(
+            crops.make(tmp_path / "x", [(crops.picture(7), crops.meta(7))]) / "clip_000007_0.png"
+        )
+        with pytest.raises(UsageError, match="frames: has links out of the studio's folder"):
+            desk_of(filled).frames("frames", "target")
+    finally:
+        shutil.rmtree(frames)
+
+
+def test_what_nobody_foresaw_is_said_too(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA out\nof memory")
+
+    monkeypatch.setattr(served.studio.desk, "settings", full)
+    status, said = served.ask("/settings")
+    assert status == 500 and said["error"] == "RuntimeError: CUDA out of memory"
+    assert served.headers["Cache-Control"] == "no-store"
+
+
+def test_the_studio_ends_though_somebody_waits(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        begun.set()
+        over.wait()
+
+    own = Served(desk_of(filled))
+    monkeypatch.setattr(own.studio.desk, "settings", slow)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(own.ask, "/settings")
+        assert begun.wait(10)
+        began = time.monotonic()
+        own.close()
+        assert time.monotonic() - began < 10
+        over.set()
+        assert asked.exception() is not None or asked.result()[0] >= 500
 
 
 def test_a_run_without_a_state_and_a_long_curve(filled: Path) -> None:
@@ -369,7 +504,8 @@ def page(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pag
         assert process.returncode == 0 and "studio closed" in said and "Traceback" not in said
         origin = address.split("#")[0]
         assert all(asked.startswith((origin, "data:", "about:")) for asked in page.asked), "nothing from elsewhere"
-        assert not [asked for asked in page.asked if asked.startswith(f"{origin}#") and "key=" in asked]
+        shown = [asked for asked in page.asked if address.split("#")[1] in asked]
+        assert all(asked.startswith((f"{origin}face?", f"{origin}preview?")) for asked in shown)
         assert not page.errors
 
 
@@ -432,6 +568,18 @@ def test_the_slider_goes_from_the_original_to_the_swap(page: Page) -> None:
     frame = page.js("document.querySelector('#frame').value")
     page.click("#after")
     page.wait(f"document.querySelector('#frame').value != {frame} && {ready}")
+
+
+def test_numbers_are_said_as_they_are(page: Page) -> None:
+    values = {
+        "150, 3": "150",
+        "420, 3": "420",
+        "0.12300, 3": "0.123",
+        "1e-10, 3": "1e-10",
+        "61.04, 3": "61",
+        "null": "\u2013",
+    }
+    assert {given: page.js(f"number({given})") for given in values} == values
 
 
 def test_a_job_is_started_and_seen_to_end(page: Page, filled: Path) -> None:
