@@ -81,6 +81,28 @@ def test_info_counts_what_is_there(ten_faces: Path) -> None:
     assert "10 faces" in text and "█" in text and "track" in text
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_some_of_the_faces_keep_what_was_measured(ten_faces: Path, whole: bool) -> None:
+    if not whole:
+        damage(ten_faces, 5)  # likeness leaves out what does not decode
+    faces, kept = looks.Faces(Faceset.open(ten_faces)), np.arange(10) % 3 > 0
+    names = ("places", "pose", "size", "fit", "looks", "likeness")
+    for name in names:
+        getattr(faces, name)
+    some = faces.only(kept)
+    assert set(names) <= some.__dict__.keys() and len(some) == kept.sum() and len(faces) == 10
+    afresh = looks.Faces(Faceset(ten_faces, some.entries, []))
+    assert [entry.path for entry in some.entries] == [
+        e.path for e, keep in zip(faces.entries, kept, strict=True) if keep
+    ]
+    assert some.places == afresh.places and some.likeness[0] == afresh.likeness[0]
+    np.testing.assert_allclose(some.likeness[1], afresh.likeness[1], atol=1e-6)
+    for name in ("pose", "size", "fit"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(afresh, name))
+    for name, numbers in vars(some.looks).items():
+        np.testing.assert_array_equal(numbers, getattr(afresh.looks, name))
+
+
 @pytest.mark.parametrize("eighths", range(25))
 def test_bars_are_exact_to_an_eighth(eighths: int) -> None:
     bar = looks._bar(eighths / 8)
