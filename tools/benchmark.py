@@ -46,6 +46,10 @@ STILL = 0.004  # of the distance between the eyes per frame: slower heads are st
 SAME = 0.4  # IoU of boxes of one face
 
 
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def naive(clip: Path) -> tuple[float, dict[int, list[tuple[np.ndarray, float]]]]:
     """Seconds, and by frame index the boxes with their probabilities."""
     from facenet_pytorch import MTCNN
@@ -146,9 +150,6 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
     from faceswap.config import load, load_benchmark
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     with tempfile.TemporaryDirectory() as folder:
         return benchmark_train.run(
             load(options.recipe, options.set),
@@ -170,9 +171,6 @@ def merge(options: argparse.Namespace) -> str:
 
     from faceswap.config import load
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     with tempfile.TemporaryDirectory() as folder:
         result = benchmark_merge.run(
             load(options.recipe, options.set),
@@ -192,9 +190,6 @@ def finetune(options: argparse.Namespace) -> str:
 
     from faceswap.config import load, load_benchmark
     from faceswap.errors import FaceswapError
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         try:
