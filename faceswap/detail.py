@@ -270,6 +270,11 @@ def match_sharpness(face: Image, gap: float, strength: float) -> Image:
     return np.asarray(cv2.GaussianBlur(face, (0, 0), deviation), np.float32)
 
 
+def smears(moved: Vector, recipe: MergeRecipe) -> bool:
+    """Whether motion may leave a trail that the recipe wants."""
+    return recipe.motion_blur > 0 and SHUTTER * math.hypot(*moved) >= LEAST_WAY
+
+
 def trail_of(now: State, moved: Vector) -> Vector:
     """The line along which the footage is smeared and the face is not: at most as long as the way in an exposure."""
     length = SHUTTER * math.hypot(*moved)

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -36,6 +36,7 @@ Asked = tuple[Face, MergeRecipe]  # a face to be drawn, and the recipe that hold
 Drawn = tuple[NDArray[np.float32], NDArray[np.float32]]  # face and mask
 
 SOURCE, TARGET = 0, 1  # whom to draw: pairs are trained as source, target
+LOOKED = 3  # of so many frames one is looked at for blur and grain, which cost more to see than colours
 MEASURED = ("color", "mask", "scale", "restore", "restored")  # keys of a recipe on which what is measured depends
 
 
@@ -66,10 +67,11 @@ class Laid(Known):
 
     face: NDArray[np.float32]  # (R, R, 3) RGB [0, 1]
     mask: NDArray[np.float32]  # (R, R) [0, 1]
+    crop: NDArray[np.uint8]  # (R, R, 3) RGB, the face as it is in the footage, before it is scaled
     matrix: align.Matrix  # (2, 3), frame to crop
     track: int | None
-    steady: color.State  # `now`, with the frames around
     own: NDArray[np.float32] | None  # (R, R), the user's mask, beyond which nothing grows
+    steady: color.State = color.NOTHING  # `now`, with the frames around
     moved: detail.Vector = (0.0, 0.0)  # px from one frame to the next
 
 
@@ -228,32 +230,21 @@ class Swapper:
         def ready(until: float) -> Iterator[tuple[Frame, list[Laid]]]:
             while waiting and waiting[0][0].index + reach <= until:
                 frame, faces = waiting.popleft()
-                yield (
-                    frame,
-                    [one if one.track is None else self._settled(one, tracks[one.track], frame.index) for one in faces],
-                )
+                yield frame, [settled(frame, one, tracks) for one in faces]
                 for track, states in list(tracks.items()):
                     for old in [index for index in states if index <= frame.index - reach]:
                         del states[old]
                     if not states:
                         del tracks[track]
 
-        for frame, faces in drawn:
+        for frame, drawn_there in drawn:
+            faces = [measured(frame, one) for one in drawn_there]
             for one in faces:
                 if one.track is not None:
                     tracks.setdefault(one.track, {})[frame.index] = Known(one.recipe, one.state, one.now, one.middle)
             waiting.append((frame, faces))
             yield from ready(frame.index)
         yield from ready(float("inf"))
-
-    def _settled(self, laid: Laid, known: dict[int, Known], frame: int) -> Laid:
-        alike, steady = {index: of for index, of in known.items() if _alike(of, laid)}, laid.recipe.steady
-        return replace(
-            laid,
-            state=color.smooth({index: of.state for index, of in alike.items()}, frame, steady),
-            steady=color.smooth({index: of.now for index, of in alike.items()}, frame, steady),
-            moved=detail.way({index: of.middle for index, of in known.items()}, frame),
-        )
 
 
 def _alike(one: Known, other: Known) -> bool:
@@ -302,7 +293,7 @@ def placed(
     target: NDArray[np.float32] | None = None,  # (R, R), the mask drawn of it as the target, if the recipe wants it
     restorer: detail.Restorer | None = None,
 ) -> Laid:
-    """How a drawn face goes into its frame, for `lay_in`: masked, restored, scaled; and what the footage is like there.
+    """How a drawn face goes into its frame: masked, restored, scaled; for `measured`, `settled` and `lay_in`.
 
     The mask is bounded by that of the landmarks: a network that errs cannot paint the background.
     """
@@ -316,14 +307,40 @@ def placed(
         face, size = restorer(face, recipe.restored), detail.SIDE
         mask, limit, matrix = align.resize(mask, size), align.resize(limit, size), matrix * (size / len(crop))
         crop = cut_out(frame, matrix, size)
-    state = color.get(recipe.color).measure(face, crop.astype(np.float32) / np.float32(255), mask)
-    matrix = detail.scaled(matrix, size, by)
-    where, seen = blend.covered(mask, matrix, frame.shape), color.NOTHING
-    if where is not None and detail.matching(recipe):
-        part = frame.part(*where, deep=True)
-        seen = detail.look(part, where, face, mask, matrix, colors=recipe.grain > 0)
     own = None if found.mask is None else np.clip(limit, 0, 1)  # cubic weights overshoot
-    return Laid(recipe, state, seen, detail.middle(matrix, size), face, mask, matrix, found.track, seen, own)
+    matrix = detail.scaled(matrix, size, by)
+    nothing, middle = color.NOTHING, detail.middle(matrix, size)
+    return Laid(recipe, nothing, nothing, middle, face, mask, crop, matrix, found.track, own)
+
+
+def measured(frame: Frame, laid: Laid) -> Laid:
+    """With what its frame shows of colours, and one in `LOOKED` frames, if several are averaged, of blur and grain."""
+    state = color.get(laid.recipe.color).measure(laid.face, laid.crop.astype(np.float32) / np.float32(255), laid.mask)
+    looked = laid.track is None or frame.index % max(1, min(LOOKED, laid.recipe.steady)) == 0
+    return replace(laid, state=state, now=seen(frame, laid) if looked else color.NOTHING)
+
+
+def seen(frame: Frame, laid: Laid) -> color.State:
+    """How blurred and how grained the footage and the drawn face are, if that is to be matched."""
+    where = blend.covered(laid.mask, laid.matrix, frame.shape)
+    if where is None or not detail.matching(laid.recipe):
+        return color.NOTHING
+    part = frame.part(*where, deep=True)
+    return detail.look(part, where, laid.face, laid.mask, laid.matrix, colors=laid.recipe.grain > 0)
+
+
+def settled(frame: Frame, laid: Laid, tracks: Mapping[int, Mapping[int, Known]]) -> Laid:
+    """With what is known of its track in the frames around: colours, blur and grain steadied, and its way."""
+    if laid.track is None:
+        return replace(laid, steady=laid.now)
+    known, reach = tracks[laid.track], laid.recipe.steady
+    alike = {index: of for index, of in known.items() if _alike(of, laid)}
+    state = color.smooth({index: of.state for index, of in alike.items()}, frame.index, reach)
+    steady = color.smooth({index: of.now for index, of in alike.items()}, frame.index, reach)
+    moved, now = detail.way({index: of.middle for index, of in known.items()}, frame.index), laid.now
+    if not now.weight and (not steady.weight or detail.smears(moved, laid.recipe)):
+        now = seen(frame, laid)
+    return replace(laid, state=state, now=now, steady=steady if steady.weight else now, moved=moved)
 
 
 def lay_in(frame: Frame, laid: Laid) -> Frame:
@@ -361,7 +378,8 @@ def soft(laid: Laid, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def still(image: NDArray[Any], *given: Any, **more: Any) -> NDArray[Any]:
     """An image (H, W, 3) uint8 RGB with one drawn face laid in; given: as of `placed`."""
     frame = Frame(0, Fraction(0), Path(), image)
-    return lay_in(frame, placed(frame, *given, **more)).image
+    laid = measured(frame, placed(frame, *given, **more))
+    return lay_in(frame, replace(laid, steady=laid.now)).image
 
 
 def bound(face: Face, matrix: align.Matrix, size: int, crop: str = align.CANONICAL) -> NDArray[np.float32]:

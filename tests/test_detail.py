@@ -304,12 +304,12 @@ def swapper(model: Path, **merge: object) -> swap.Swapper:
     return swap.Swapper(model, MergeRecipe.model_validate(merge), torch.device("cpu"))
 
 
-def walking(frames: int = 9) -> list[tuple[Frame, list[Face]]]:
+def walking(frames: int = 9, pace: float = 6) -> list[tuple[Frame, list[Face]]]:
     """A face that walks through noise, and a stranger to every track."""
     given = []
     for i in range(frames):
         image = np.random.default_rng(i).integers(60, 190, (200, 240, 3), dtype=np.uint8)
-        followed, other = replace(test_swap.face_at(70 + 6 * i, 90), track=0), test_swap.face_at(40, 160, 15)
+        followed, other = replace(test_swap.face_at(70 + pace * i, 90), track=0), test_swap.face_at(40, 160, 15)
         given.append((Frame(i, Fraction(i, 25), Path("some.mp4"), image), [followed, other]))
     return given
 
@@ -325,6 +325,32 @@ def test_a_video_in_parts_is_the_same_bit_for_bit(model: Path) -> None:
     for index in (4, 5, 6):  # with all that they depend on
         np.testing.assert_array_equal(part[index - 2], whole[index])
     assert swapper(model, steady=0, motion_blur=1).reach == 1 and swapper(model, steady=0, motion_blur=0).reach == 0
+
+
+@pytest.mark.parametrize(
+    ("pace", "steady", "frames"),
+    [(0, 12, [0, 3, 6, 9]), (0, 2, [0, 2, 4, 6, 8]), (0, 0, [*range(10)]), (6, 12, [*range(10)])],
+)
+def test_who_is_averaged_is_looked_at_now_and_then(
+    model: Path, monkeypatch: pytest.MonkeyPatch, pace: float, steady: int, frames: list[int]
+) -> None:
+    looked: list[int] = []
+    real = swap.seen
+
+    def seen(frame: Frame, laid: swap.Laid) -> color.State:
+        looked.append(frame.index)
+        return real(frame, laid)
+
+    monkeypatch.setattr(swap, "seen", seen)
+    given = [(frame, faces[:1]) for frame, faces in walking(10, pace)]
+    whole = [out.image for out, _ in swapper(model, **ALL | {"steady": steady})(given)]
+    assert sorted(looked) == frames, "and whoever moves in every frame"
+    if steady == 2:
+        part = [out.image for out, _ in swapper(model, **ALL)(given[1:])]
+        np.testing.assert_array_equal(part[3], whole[4])
+    looked.clear()
+    swapped = [count for _, count in swapper(model, **ALL | {"steady": 12})(given[1:3])]
+    assert swapped == [1, 1] and sorted(looked) == [1, 2], "where nothing is to be averaged each frame is"
 
 
 def test_nothing_changes_outside_the_mask(model: Path) -> None:
