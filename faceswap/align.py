@@ -187,10 +187,14 @@ def shifted(matrix: Matrix, x0: float, y0: float) -> Matrix:
     return moved
 
 
-def uncrop(image: Image, matrix: Matrix, where: Region, *, border: int = cv2.BORDER_REPLICATE) -> Image:
-    """A crop (S, S, C) laid back on the part `where` of its frame: (y1 - y0, x1 - x0, C).
-
-    `border` says what lies outside the crop: its repeated edge, or zero with `cv2.BORDER_CONSTANT` (for masks).
-    """
+def uncrop(image: Image, matrix: Matrix, where: Region) -> Image:
+    """A crop (S, S, C) laid back on the part `where` of its frame: (y1 - y0, x1 - x0, C), its edge repeated outside."""
     x0, y0, x1, y1 = where
-    return _warp(image, invert(shifted(matrix, x0, y0)), (x1 - x0, y1 - y0), border)
+    return _warp(image, invert(shifted(matrix, x0, y0)), (x1 - x0, y1 - y0), cv2.BORDER_REPLICATE)
+
+
+def uncrop_mask(mask: Image, matrix: Matrix, where: Region) -> Image:
+    """A crop's mask (S, S) float32 laid back like `uncrop`, 0 outside, in [0, 1]."""
+    x0, y0, x1, y1 = where
+    laid = _warp(mask, invert(shifted(matrix, x0, y0)), (x1 - x0, y1 - y0), cv2.BORDER_CONSTANT)
+    return np.asarray(np.clip(laid, 0, 1, out=laid))  # cubic weights overshoot

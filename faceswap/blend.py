@@ -252,7 +252,7 @@ def lay_in(
     finish: Callable[[Image], Image] | None = None,  # what is done to the face (h, w, 3) once it lies on the part
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """The part with the face laid in, in its dtype, and where (h, w) that holds; no pixel goes through fewer bits."""
-    spread = np.clip(align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT), 0, 1).astype(np.float32)
+    spread = align.uncrop_mask(mask, matrix, where)
     white = np.float32(np.iinfo(part.dtype).max)
     drawn = align.uncrop(face, matrix, where)
     drawn = np.clip(drawn, 0, 1, out=drawn)  # cubic weights overshoot

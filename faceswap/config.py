@@ -30,6 +30,7 @@ def _open_or_share(value: float) -> float:
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, AfterValidator(_open_or_share)]
+Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 Weight = Annotated[float, Field(ge=0)]
 Crop = Literal["canonical", "half", "mid-full", "full", "whole", "head"]
 
@@ -171,7 +172,8 @@ class MergeRecipe(Section):
     batch: int = Field(8, ge=1)  # frames drawn side by side
     segment: int = Field(240, ge=1)  # frames written as a whole, which an interruption leaves
     codec: Literal["auto", "h264", "h265", "prores"] = "auto"  # auto: h264, or h265 above 10 bits; prores: in .mov
-    crf: int = Field(17, ge=0, le=51)  # quality of H.264 and H.265; lower is better, 0 is lossless
+    crf: int = Field(15, ge=0, le=51)  # quality of H.264 and H.265; lower is better, 0 is lossless
+    preset: Preset = "veryfast"  # of H.264 and H.265, ultrafast to veryslow: slower makes smaller files
 
 
 class BenchmarkPair(Section):

@@ -27,7 +27,7 @@ from faceswap.errors import FaceswapError, UsageError
 Vector = tuple[float, float]  # x, y in px of the frame
 
 SHUTTER = 0.5  # share of the time of a frame in which it is exposed: 180 degrees
-LEAST_WAY = 1.0  # px: an exposure over less leaves no trace
+LEAST_WAY = 1.0  # px, of the frame and of the drawn face: an exposure over less leaves no trace
 MIDDLE = align.TEMPLATE.mean(0)  # of a face, in units of the crop's side
 RIM = 1 / 12  # of the face's side: the outline is not drawn alike, and nothing is measured so near to the mask's edge
 LEAST_PIXELS = 400  # of a smaller face nothing is measured
@@ -73,7 +73,7 @@ def look(
     footage = np.multiply(part, np.float32(1 / np.iinfo(part.dtype).max), dtype=np.float32)
     drawn = align.uncrop(face, matrix, where)
     drawn = np.clip(drawn, 0, 1, out=drawn)
-    return measure(footage, drawn, align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT), colors)
+    return measure(footage, drawn, align.uncrop_mask(mask, matrix, where), colors)
 
 
 def measure(footage: Image, face: Image, mask: Image, colors: bool = True) -> State:
@@ -235,7 +235,7 @@ def finish(
     seed: tuple[int, int],  # of the grain: the frame's number and the track
 ) -> Image:
     """The face as the recipe wants it: blurred by its motion, as sharp as the footage, sharpened, grained."""
-    trail, rough = trail_of(now, moved), np.zeros((2, 3))
+    trail, rough = trail_of(now, moved, pixel), np.zeros((2, 3))
     face = motion_blur(face, trail, recipe.motion_blur)
     if steady.weight > 0:
         added = sum(recipe.motion_blur**2 * part * part for part in trail) / 12
@@ -270,15 +270,15 @@ def match_sharpness(face: Image, gap: float, strength: float) -> Image:
     return np.asarray(cv2.GaussianBlur(face, (0, 0), deviation), np.float32)
 
 
-def smears(moved: Vector, recipe: MergeRecipe) -> bool:
-    """Whether motion may leave a trail that the recipe wants."""
-    return recipe.motion_blur > 0 and SHUTTER * math.hypot(*moved) >= LEAST_WAY
+def smears(moved: Vector, pixel: float) -> bool:
+    """Whether motion, in px of the frame from one to the next, may leave a trail on a face of such pixels."""
+    return SHUTTER * math.hypot(*moved) >= LEAST_WAY * max(1.0, pixel)
 
 
-def trail_of(now: State, moved: Vector) -> Vector:
+def trail_of(now: State, moved: Vector, pixel: float = 1.0) -> Vector:
     """The line along which the footage is smeared and the face is not: at most as long as the way in an exposure."""
     length = SHUTTER * math.hypot(*moved)
-    if not now.weight > 0 or length < LEAST_WAY:
+    if not now.weight > 0 or not smears(moved, pixel):
         return 0.0, 0.0
     x, y = (SHUTTER * part / length for part in moved)
     seen = blur_gap(now.values, (x, y)) - max(blur_gap(now.values, (-y, x)), 0)

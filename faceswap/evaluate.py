@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -252,9 +251,7 @@ class _Subject:
         if crop == align.CANONICAL:
             return list(drawn)
         place, whole = align.onto(crop, self.size, self.size), (0, 0, self.size, self.size)
-        laid = (
-            (align.uncrop(f, place, whole), align.uncrop(m, place, whole, border=cv2.BORDER_CONSTANT)) for f, m in drawn
-        )
+        laid = ((align.uncrop(f, place, whole), align.uncrop_mask(m, place, whole)) for f, m in drawn)
         return [(face.clip(0, 1), mask.clip(0, 1)) for face, mask in laid]
 
     def again(self, drawn: Sequence[swap.Drawn], person: int) -> list[swap.Drawn]:

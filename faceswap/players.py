@@ -235,7 +235,7 @@ def _laid_in(image: NDArray[np.uint8], face: Image, mask: Image, matrix: align.M
     if (where := align.region(matrix, len(face), image.shape)) is None:
         return image
     x0, y0, x1, y1 = where
-    soft = align.uncrop(mask, matrix, where, border=cv2.BORDER_CONSTANT)[..., None].clip(0, 1)
+    soft = align.uncrop_mask(mask, matrix, where)[..., None]
     part = _floats(image[y0:y1, x0:x1])
     frame = image.copy()
     frame[y0:y1, x0:x1] = _bytes(part + soft * (align.uncrop(face, matrix, where) - part))

@@ -9,6 +9,7 @@ given plain values, and nothing but files comes of it.
 Convention: frames and segments are counted from 0; a run is a range of segments, made from one reading of the video.
 """
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -51,6 +52,7 @@ VERSION = 1  # of what lies in the folder
 WHOLE = range(10**12)  # frames: up to the end of the video, wherever that is
 RUNS = 4  # per process: fewer waste less on frames that two runs need, more keep all busy to the end
 AHEAD = 4  # frames that are drawn and wait for the encoder
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's names for mallopt, M_ before them
 POLL = 0.5  # seconds between looks at what other processes have made
 
 Packet = tuple[int, int, int, bool]  # time and duration in units of the form, bytes, whether it is a key frame
@@ -251,6 +253,7 @@ class Parts:
         with console.Meter(f"merging {self.plan.video.name}", total, "frames") as meter:
             meter.start_at(self._done)
             if not apart or not runs:
+                _keep_freed()
                 with _threads(_share(1)):
                     for run in runs:
                         end = work(self.plan, run, meter.advance)
@@ -552,7 +555,17 @@ def _threads(count: int) -> Iterator[None]:
         _set_threads(*before)
 
 
+def _keep_freed() -> None:
+    """Let glibc keep the memory that a frame frees for the next one: to get it anew from the system, page by page,
+    takes as long as a blend. Other C libraries do as they like."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "mallopt"):
+        libc.mallopt(MMAP_THRESHOLD, 2**25)  # bytes, the most that it takes
+        libc.mallopt(TRIM_THRESHOLD, 2**30)
+
+
 def _start_worker(threads: int) -> None:
     """In a process that makes segments: a share of the cores, and an end with the parent, which alone hears Ctrl-C."""
     _set_threads(threads, threads)
+    _keep_freed()
     end_with_parent()

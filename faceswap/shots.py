@@ -32,7 +32,7 @@ from faceswap.registry import suggest
 from faceswap.segments import WHOLE
 from faceswap.video import frame_times, image_files, is_image, start_of
 
-GLOBAL = ("max_faces", "batch", "segment", "codec", "crf")  # of a whole frame, or of the file
+GLOBAL = ("max_faces", "batch", "segment", "codec", "crf", "preset")  # of a whole frame, or of the file
 SPAN = re.compile(r"(?=.*\d)(\d*)(-?)(\d*)")
 CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")  # hours, minutes, seconds
 FORM = 'expected frames such as "120-240", both included'

@@ -109,8 +109,8 @@ def picture(
         where = blend.covered(through_it, laid.matrix, frame.shape)
         if alpha and where is not None:
             x0, y0, x1, y1 = where
-            spread = align.uncrop(through_it, laid.matrix, where, border=cv2.BORDER_CONSTANT)
-            through[y0:y1, x0:x1] *= 1 - np.clip(spread, 0, 1)
+            spread = align.uncrop_mask(through_it, laid.matrix, where)
+            through[y0:y1, x0:x1] *= 1 - spread
     if not alpha:
         return swapped.image if table is None else table[swapped.image], shown
     return _alone(plate, swapped.image, 1 - through, 255 if eight else 65535, table), shown

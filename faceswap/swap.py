@@ -74,6 +74,11 @@ class Laid(Known):
     steady: color.State = color.NOTHING  # `now`, with the frames around
     moved: detail.Vector = (0.0, 0.0)  # px from one frame to the next
 
+    @property
+    def pixel(self) -> float:
+        """Pixels of the frame that one of the drawn face fills."""
+        return 1 / align.scale_of(self.matrix)
+
 
 @dataclass(frozen=True)
 class Drawer:
@@ -102,7 +107,7 @@ class Model:
         self.name = checkpoint.find(weights).name + (f" {images} images" if images else "")
         self.weights, self.device, self.people = weights, device, len(state.subjects)
         self.size, self.crop = state.recipe.model.resolution, state.recipe.model.crop
-        self.network.to(device)
+        self.network.to(device).to(memory_format=torch.channels_last)
 
     def __call__(self, crops: Sequence[NDArray[Any]], person: int, batch: int) -> Iterator[Drawn]:
         return draw(self.network, crops, person, batch, self.device)
@@ -168,7 +173,7 @@ class Swapper:
 
     def faces(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, list[Laid]]]:
         """Each frame in order with its faces drawn, steadied by the frames around, for `lay_in`; see `__call__`."""
-        with closing(ahead(self._drawn(detected), self.recipe.batch)) as drawn:
+        with closing(ahead(self._drawn(ahead(detected, self.recipe.batch)), self.recipe.batch)) as drawn:
             yield from self._steadied(drawn)
 
     def _drawn(self, detected: Iterable[Detected]) -> Iterator[tuple[Frame, list[Laid]]]:
@@ -338,7 +343,8 @@ def settled(frame: Frame, laid: Laid, tracks: Mapping[int, Mapping[int, Known]])
     state = color.smooth({index: of.state for index, of in alike.items()}, frame.index, reach)
     steady = color.smooth({index: of.now for index, of in alike.items()}, frame.index, reach)
     moved, now = detail.way({index: of.middle for index, of in known.items()}, frame.index), laid.now
-    if not now.weight and (not steady.weight or detail.smears(moved, laid.recipe)):
+    smeared = laid.recipe.motion_blur > 0 and detail.smears(moved, laid.pixel)
+    if not now.weight and (smeared or not steady.weight):
         now = seen(frame, laid)
     return replace(laid, state=state, now=now, steady=steady if steady.weight else now, moved=moved)
 
@@ -359,7 +365,7 @@ def lay_in(frame: Frame, laid: Laid) -> Frame:
         steady=laid.steady,
         now=laid.now,
         moved=laid.moved,
-        pixel=1 / align.scale_of(laid.matrix),
+        pixel=laid.pixel,
         seed=(frame.index, 0 if laid.track is None else laid.track + 1),
     )
     part, way = frame.part(*where, deep=True), blend.get(recipe.blend)
@@ -504,7 +510,7 @@ def swap_video(
     if engine == "ray":
         pool, workers = partial(ray_engine.processes, gpu=gpu), workers if workers > 1 else ray_engine.room(gpu=gpu)
     recipe, times = swapper.recipe, _times_of(video, part)
-    form = form_like(video, crf=recipe.crf, codec=recipe.codec, part=times)
+    form = form_like(video, crf=recipe.crf, preset=recipe.preset, codec=recipe.codec, part=times)
     made_from = {**what_decides(video, swapper, found), "range": None if part == WHOLE else [part.start, part.stop]}
     key = segments.key_of(made_from)
     plan = segments.Plan(video, segments.folder_of(out), key, form, recipe.segment, swapper.reach, recipe.batch, part)

@@ -42,6 +42,7 @@ Image = NDArray[np.uint8] | NDArray[np.uint16]
 Part = tuple[Fraction | None, Fraction | None]  # from, up to; in seconds of a video's own times; None: no such limit
 
 WHOLE: Part = (None, None)
+Rectangle = tuple[int, int, int, int]  # x0, y0, x1, y1 in px of a frame
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # what `VideoWriter` makes, by suffix
 
@@ -160,7 +161,7 @@ class Frame:
         self.index, self.time, self.source = index, time, source
         self.native = native  # upright, as decoded; None once the image was replaced
         self._image = image
-        self._part: tuple[tuple[int, int, int, int], bool, Image] | None = None  # what `part` made last: where, deep
+        self._part: tuple[Rectangle, bool, Image] | None = None  # what `part` made last: where, deep
 
     @property
     def image(self) -> Image:
@@ -206,9 +207,7 @@ class Frame:
         (left, top, _, _), _, image = made
         return image[y0 - top : y1 - top, x0 - left : x1 - left]
 
-    def _made_part(
-        self, x0: int, y0: int, x1: int, y1: int, deep: bool
-    ) -> tuple[tuple[int, int, int, int], bool, Image]:
+    def _made_part(self, x0: int, y0: int, x1: int, y1: int, deep: bool) -> tuple[Rectangle, bool, Image]:
         """Where, whether deep, and pixels of a part that is a little larger: who wants one soon wants another there."""
         assert self.native is not None
         high, wide = self.shape
@@ -255,7 +254,7 @@ class Frame:
         return f"Frame({self.index}, {float(self.time):.3f} s, {self.source.name})"
 
 
-def _inside(part: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+def _inside(part: Rectangle, other: Rectangle) -> bool:
     return other[0] <= part[0] and other[1] <= part[1] and part[2] <= other[2] and part[3] <= other[3]
 
 
@@ -841,7 +840,8 @@ def _any(shown: NDArray[np.bool_], across: int, down: int) -> NDArray[np.bool_]:
     """Whether anything is shown in each cell of `across` x `down` pixels; the last may be cut off."""
     high, wide = shown.shape
     cells = np.pad(shown, ((0, -high % down), (0, -wide % across)))
-    return np.asarray(cells.reshape(-(-high // down), down, -(-wide // across), across).any((1, 3)))
+    places = [cells[y::down, x::across] for y in range(down) for x in range(across)]
+    return np.asarray(np.logical_or.reduce(places))
 
 
 def _encodable(info: VideoInfo, codec: str) -> str:
@@ -986,8 +986,8 @@ class Form:
 def form_like(
     like: Path,
     *,
-    crf: int = 17,  # quality: 0 lossless, 17 hardly visible loss, 23 x264's usual, 51 worst; ProRes has its own
-    preset: str = "medium",  # x264, x265: ultrafast ... veryslow; slower makes smaller files
+    crf: int = 15,  # quality: 0 lossless, 15 hardly visible loss, 23 x264's usual, 51 worst; ProRes has its own
+    preset: str = "veryfast",  # x264, x265: ultrafast ... veryslow; slower makes smaller files
     codec: str = AUTO,  # or one of CODECS
     part: Part = WHOLE,  # what of `like` is made: its beginning is 0 in the new file
 ) -> Form:
@@ -1089,8 +1089,8 @@ class VideoWriter:
         path: Path,
         like: Path,
         *,
-        crf: int = 17,  # as in `form_like`
-        preset: str = "medium",
+        crf: int = 15,  # as in `form_like`
+        preset: str = "veryfast",
         codec: str = AUTO,
         form: Form | None = None,  # default: `form_like(like, crf, preset, codec)`
         overwrite: bool = False,

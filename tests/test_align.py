@@ -162,14 +162,14 @@ def test_crop_and_uncrop_give_the_frame_back(seed: int) -> None:
     assert where is not None
     x0, y0, x1, y1 = where
     back = align.uncrop(align.crop(frame, matrix, 128), matrix, where)
-    covered = align.uncrop(np.ones((128, 128), np.float32), matrix, where, border=cv2.BORDER_CONSTANT) > 0.999
+    covered = align.uncrop_mask(np.ones((128, 128), np.float32), matrix, where) > 0.999
     assert covered.mean() > 0.4 and back.shape == frame[y0:y1, x0:x1].shape
     assert np.abs(back - frame[y0:y1, x0:x1])[covered].max() < 0.02
 
 
 def test_uncrop_of_a_mask_ends_with_the_crop() -> None:
     matrix = np.array([[1.0, 0, -10], [0, 1, -20]])
-    laid = align.uncrop(np.ones((8, 8), np.float32), matrix, (0, 0, 40, 40), border=cv2.BORDER_CONSTANT)
+    laid = align.uncrop_mask(np.ones((8, 8), np.float32), matrix, (0, 0, 40, 40))
     expected = np.zeros((40, 40), np.float32)
     expected[20:28, 10:18] = 1
     np.testing.assert_allclose(laid, expected, atol=1e-6)

@@ -45,7 +45,7 @@ from faceswap.detectors import Face
 from faceswap.found import FoundFaces
 from faceswap.heads import Identity
 from faceswap.provenance import Marker
-from faceswap.video import Frame, VideoWriter, form_like, read_frames, write_video
+from faceswap.video import Frame, VideoWriter, read_frames, write_video
 
 HEIGHTS = (480, 1080)  # px
 RATE = Fraction(25)  # frames/s
@@ -207,7 +207,7 @@ def naive(clip: Path, faces: Path, model: Path, recipe: MergeRecipe, device: str
     known, out = found.read(faces), clip.with_name("naive.mp4")
 
     def work() -> None:
-        with VideoWriter(out, clip, form=form_like(clip, crf=recipe.crf), overwrite=True) as writer:
+        with VideoWriter(out, clip, crf=recipe.crf, preset=recipe.preset, overwrite=True) as writer:
             for frame in naively(clip, known, swapper):
                 writer.write(frame)
 
@@ -217,7 +217,7 @@ def naive(clip: Path, faces: Path, model: Path, recipe: MergeRecipe, device: str
 def bare(clip: Path, recipe: MergeRecipe) -> tuple[float, float]:
     def work() -> None:
         out = clip.with_name("bare.mp4")
-        with VideoWriter(out, clip, form=form_like(clip, crf=recipe.crf), overwrite=True) as writer:
+        with VideoWriter(out, clip, crf=recipe.crf, preset=recipe.preset, overwrite=True) as writer:
             for frame in read_frames(clip):
                 writer.write(frame)
 
@@ -247,7 +247,7 @@ def _pasted(
     mask = masks.chosen(recipe.mask, mask, swap.bound(face, matrix, size))
     drawn = color.get(recipe.color)(drawn, crop.astype(np.float32) / 255, mask)
     soft = blend.through(recipe.blend, mask, recipe.erode, recipe.feather)
-    spread = np.clip(align.uncrop(soft, matrix, whole, border=cv2.BORDER_CONSTANT), 0, 1)
+    spread = align.uncrop_mask(soft, matrix, whole)
     return blend.get(recipe.blend)(image, np.clip(align.uncrop(drawn, matrix, whole), 0, 1), spread)
 
 
