@@ -561,7 +561,7 @@ def _keep_freed() -> None:
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "mallopt"):
         libc.mallopt(MMAP_THRESHOLD, 2**25)  # bytes, the most that it takes
-        libc.mallopt(TRIM_THRESHOLD, 2**30)
+        libc.mallopt(TRIM_THRESHOLD, 2**27)
 
 
 def _start_worker(threads: int) -> None:

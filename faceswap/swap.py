@@ -36,7 +36,7 @@ Asked = tuple[Face, MergeRecipe]  # a face to be drawn, and the recipe that hold
 Drawn = tuple[NDArray[np.float32], NDArray[np.float32]]  # face and mask
 
 SOURCE, TARGET = 0, 1  # whom to draw: pairs are trained as source, target
-LOOKED = 3  # of so many frames one is looked at for blur and grain, which cost more to see than colours
+LOOKED = 4  # of so many frames one is looked at for blur and grain, which cost more to see than colours
 MEASURED = ("color", "mask", "scale", "restore", "restored")  # keys of a recipe on which what is measured depends
 
 
