@@ -30,6 +30,7 @@ LEAST_PIXELS = 1.0  # a mask that sums to less than one pixel shows nothing
 SAMPLES, BINS = 4096, 64  # pixels taken for what must be sorted; bins of a table of quantiles
 LEAST_SLOPE = 2e-3  # what a table of quantiles rises by at least, over its length: no two are equal
 STEPS = 12  # of optimal transport, each along three axes
+MOST_STRETCHED = 1.5  # times: a soft face stretched to the contrast of sharp footage has holes for eyes
 DEVIATIONS = 2.5  # at which the Gaussian of `smooth` ends
 
 
@@ -135,14 +136,21 @@ def _mkl(ours: Numbers, theirs: Numbers) -> Numbers:
 def _mix(ours: Numbers, theirs: Numbers) -> Numbers:
     """Lightness as drawn, colour of the footage: a and b of CIELAB by the linear Monge-Kantorovich map."""
     matrix = np.eye(3, 4)
-    matrix[1:, 1:3] = _monge(ours[1:, 2:], theirs[1:, 2:])
+    matrix[1:, 1:3] = _tamed(_monge(ours[1:, 2:], theirs[1:, 2:]))
     matrix[1:, 3] = theirs[1:, 0] - matrix[1:, 1:3] @ ours[1:, 0]
     return matrix
 
 
 def _about(linear: Numbers, ours: Numbers, theirs: Numbers) -> Numbers:
-    """The map (3, 4) that is `linear` (3, 3) and takes mean to mean."""
+    """The map (3, 4) that is `linear` (3, 3), tamed, and takes mean to mean."""
+    linear = _tamed(linear)
     return np.column_stack([linear, theirs[:, 0] - linear @ ours[:, 0]])
+
+
+def _tamed(linear: Numbers) -> Numbers:
+    """The matrix with no direction stretched over `MOST_STRETCHED`."""
+    left, stretches, right = np.linalg.svd(linear)
+    return np.asarray((left * np.minimum(stretches, MOST_STRETCHED)) @ right)
 
 
 def _monge(cov: Numbers, goal: Numbers) -> Numbers:

@@ -67,6 +67,18 @@ def test_mkl_gives_the_covariance_of_a_target_with_little_contrast(spread: float
     np.testing.assert_allclose(statistics(moved, mask)[1], statistics(target, mask)[1], atol=0.1 * spread**2)
 
 
+@pytest.mark.parametrize("name", ["reinhard", "lct", "mkl", "mix"])
+def test_a_soft_face_is_not_stretched_to_the_contrast_of_sharp_footage(name: str, mask: Image) -> None:
+    face, target = noise(0, (0.5, 0.48, 0.46), 0.04), noise(1, (0.6, 0.5, 0.5), 0.16)
+    moved = color.get(name)(face, target, mask)
+    space = lab if name in ("reinhard", "mix") else np.asarray
+    before, after = (statistics(space(image), mask)[1] for image in (face, moved))
+    stretched = np.sqrt(np.linalg.eigvalsh(after)[-1] / np.linalg.eigvalsh(before)[-1])
+    assert stretched == pytest.approx(color.MOST_STRETCHED, rel=0.05)
+    if name != "mix":
+        np.testing.assert_allclose(statistics(moved, mask)[0], statistics(target, mask)[0], atol=0.01)
+
+
 @pytest.mark.parametrize("name", color.TABLE)
 @pytest.mark.parametrize("look", list(footage.LOOKS))
 def test_a_face_that_has_the_colours_already_stays(name: str, look: str, mask: Image) -> None:
