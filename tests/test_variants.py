@@ -88,7 +88,8 @@ def test_each_tile_is_what_a_merge_makes(
         assert np.array_equal(shown[title][: len(cut), : cut.shape[1]], cut), title
     cut = variants._cut(frames[9], where)
     assert np.array_equal(shown["original"][: len(cut), : cut.shape[1]], cut)
-    assert len({tile.tobytes() for tile in shown.values()}) == 16, "all differ"
+    told_apart = {title: tile for title, tile in shown.items() if title != "merge.mask=landmarks"}
+    assert len({tile.tobytes() for tile in told_apart.values()}) == 15, "a network that knows nothing masks nothing"
     assert provenance.verify(out).found == "tagged"
     assert [path.name for path in tmp_path.iterdir()] == ["ways.png"]
 

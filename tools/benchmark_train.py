@@ -531,7 +531,8 @@ def quality(
         for made, curve in zip(racers, curves, strict=True)
     ]
     us = rows[0]["seconds_to_quality"]
-    ratios = {row["model"]: round(us / row["seconds_to_quality"], 4) if us is not None else None for row in rows[1:]}
+    theirs = {row["model"]: row["seconds_to_quality"] for row in rows[1:]}  # 0: there before it was trained
+    ratios = {name: round(us / took, 4) if us is not None and took else None for name, took in theirs.items()}
     return {"pair": cast.name, "goal": goal, "ratios": ratios, "models": rows}
 
 
