@@ -57,7 +57,7 @@ class Known:
 
     recipe: MergeRecipe  # that holds for it there
     state: color.State  # what the colour transfer measured
-    now: color.State  # what was seen of blur and grain, see `detail.look`
+    now: color.State  # what was seen of blur and grain, see `detail.look`; NOTHING in frames that were not looked at
     middle: color.Numbers  # (2,) where the face lies in its frame
 
 
@@ -327,8 +327,8 @@ def measured(frame: Frame, laid: Laid) -> Laid:
 
 def seen(frame: Frame, laid: Laid) -> color.State:
     """How blurred and how grained the footage and the drawn face are, if that is to be matched."""
-    where = blend.covered(laid.mask, laid.matrix, frame.shape)
-    if where is None or not detail.matching(laid.recipe):
+    where = blend.covered(laid.mask, laid.matrix, frame.shape) if detail.matching(laid.recipe) else None
+    if where is None:
         return color.NOTHING
     part = frame.part(*where, deep=True)
     return detail.look(part, where, laid.face, laid.mask, laid.matrix, colors=laid.recipe.grain > 0)

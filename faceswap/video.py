@@ -42,7 +42,6 @@ Image = NDArray[np.uint8] | NDArray[np.uint16]
 Part = tuple[Fraction | None, Fraction | None]  # from, up to; in seconds of a video's own times; None: no such limit
 
 WHOLE: Part = (None, None)
-Rectangle = tuple[int, int, int, int]  # x0, y0, x1, y1 in px of a frame
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # what `VideoWriter` makes, by suffix
 
@@ -161,7 +160,7 @@ class Frame:
         self.index, self.time, self.source = index, time, source
         self.native = native  # upright, as decoded; None once the image was replaced
         self._image = image
-        self._part: tuple[Rectangle, bool, Image] | None = None  # what `part` made last: where, deep
+        self._part: tuple[tuple[int, int, int, int], bool, Image] | None = None  # what `part` made last: where, deep
 
     @property
     def image(self) -> Image:
@@ -207,7 +206,9 @@ class Frame:
         (left, top, _, _), _, image = made
         return image[y0 - top : y1 - top, x0 - left : x1 - left]
 
-    def _made_part(self, x0: int, y0: int, x1: int, y1: int, deep: bool) -> tuple[Rectangle, bool, Image]:
+    def _made_part(
+        self, x0: int, y0: int, x1: int, y1: int, deep: bool
+    ) -> tuple[tuple[int, int, int, int], bool, Image]:
         """Where, whether deep, and pixels of a part that is a little larger: who wants one soon wants another there."""
         assert self.native is not None
         high, wide = self.shape
@@ -254,7 +255,7 @@ class Frame:
         return f"Frame({self.index}, {float(self.time):.3f} s, {self.source.name})"
 
 
-def _inside(part: Rectangle, other: Rectangle) -> bool:
+def _inside(part: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
     return other[0] <= part[0] and other[1] <= part[1] and part[2] <= other[2] and part[3] <= other[3]
 
 
