@@ -12,7 +12,20 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from faceswap import config, devices, evaluate, extract, files, pair, pretrained, provenance, swap, train, video
+from faceswap import (
+    config,
+    devices,
+    evaluate,
+    extract,
+    files,
+    pair,
+    pretrained,
+    provenance,
+    segments,
+    swap,
+    train,
+    video,
+)
 from faceswap.config import Recipe as Recipe
 from faceswap.console import Progress as Progress
 from faceswap.console import on_progress as on_progress
@@ -219,7 +232,7 @@ def _check_output(out: Path, footage: Path, codec: str, overwrite: bool) -> None
     """What would fail at the end fails at once."""
     video.check_name(out, codec)
     files.refuse_same(out, [footage])
-    files.refuse_existing(out, overwrite)
+    segments.refuse_existing(out, overwrite)
     video.probe(footage)
 
 

@@ -360,7 +360,7 @@ def merge(
         raise click.UsageError("--codec belongs to -o; what kind of image --frames makes is said by --format")
     if faces is not None and who is not None:
         raise click.UsageError("--faces says already whose faces are swapped; leave out the other option")
-    from faceswap import files, shots, stills, swap, variants
+    from faceswap import files, segments, shots, stills, swap, variants
     from faceswap.devices import resolve
     from faceswap.segments import WHOLE
     from faceswap.video import check_name, frame_count, probe
@@ -373,7 +373,7 @@ def merge(
         recipe = recipe.changed(merge={"codec": codec} if codec else {})
         variants.check(out) if preview is not None else check_name(out, recipe.merge.codec)
         files.refuse_same(out, [video])
-        files.refuse_existing(out, overwrite)
+        segments.refuse_existing(out, overwrite)
         frame_count(video) if preview is not None else probe(video)
     sections = shots.load(plan) if plan else ()
     wanted = shots.part_of(video, part) if part else WHOLE

@@ -14,6 +14,7 @@ from faceswap import (
     extract,
     files,
     pretrained,
+    segments,
     steering,
     swap,
     train,
@@ -55,7 +56,7 @@ def swap_pair(
     """Swap one person of `source` onto one person of `target`."""
     check_name(out, recipe.merge.codec)
     files.refuse_same(out, [source, target])
-    files.refuse_existing(out, overwrite)
+    segments.refuse_existing(out, overwrite)
     work = work or out.with_suffix(".faceswap")
     if devices.torchrun():
         raise UsageError("swap under torchrun: every process would extract; use faceswap extract, then finetune")

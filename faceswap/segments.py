@@ -3,8 +3,9 @@
 A video is cut at fixed frame numbers into segments. Each is encoded on its own, from a key frame on, into a hidden
 folder beside the output: `00012.stream`, which appears when it is whole, and then `00012.json`, which says what it
 holds, with its sha256. `job.json` says what all of it was made from, so that nothing of another job is used. At the
-end the packets are copied into one file. Any process that sees the folder can make any run of segments: `write` is
-given plain values, and nothing but files comes of it.
+end the packets are copied into one file; `whole.json` says which, so that the folder goes even if we are killed
+before that. Any process that sees the folder can make any run of segments: `write` is given plain values, and nothing
+but files comes of it.
 
 Convention: frames and segments are counted from 0; a run is a range of segments, made from one reading of the video.
 """
@@ -53,6 +54,7 @@ WHOLE = range(10**12)  # frames: up to the end of the video, wherever that is
 RUNS = 4  # per process: fewer waste less on frames that two runs need, more keep all busy to the end
 AHEAD = 4  # frames that are drawn and wait for the encoder
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's names for mallopt, M_ before them
+WHOLE_NOTE = "whole.json"  # what tells the video from others, once nothing of the parts is needed
 POLL = 0.5  # seconds between looks at what other processes have made
 
 Packet = tuple[int, int, int, bool]  # time and duration in units of the form, bytes, whether it is a key frame
@@ -227,7 +229,7 @@ class Parts:
                 self._drop(int(path.stem))
             else:
                 self._keep(note)
-        known = self._read_json("end.json")
+        known = _read_json(self.folder / "end.json")
         self._frames = known["frames"] if known.get("key") == self.plan.key else None
 
     def fill(self, work: Work, workers: int = 1, pool: Pool | None = None) -> None:
@@ -402,15 +404,22 @@ class Parts:
         self._frames = frames
         _write_json(self.folder / "end.json", {"key": self.plan.key, "frames": frames})
 
-    def _read_json(self, name: str) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.folder / name).read_text()))
-        except (OSError, ValueError, TypeError):
-            return {}
+
+def _told_by(video: Path) -> dict[str, int]:
+    """What a file keeps when it is renamed."""
+    facts = video.stat()
+    return {"bytes": facts.st_size, "modified": facts.st_mtime_ns}
 
 
 def _nothing() -> None:
     pass
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _read(path: Path) -> Note:
@@ -440,7 +449,7 @@ def opened(plan: Plan, out: Path, made_from: Mapping[str, Any]) -> Iterator[Part
     parts = Parts(plan, out)
     with alone(plan.folder, out):
         try:
-            known = parts._read_json("job.json")
+            known = _read_json(plan.folder / "job.json")
             if known.get("key") != plan.key:
                 _clear(plan.folder, known, made_from)
                 _write_json(plan.folder / "job.json", {"key": plan.key, "made from": made_from})
@@ -455,11 +464,28 @@ def opened(plan: Plan, out: Path, made_from: Mapping[str, Any]) -> Iterator[Part
 OURS = ("*.stream", "*.json", "*.npz", "lock", "stop", "distrust", ".*.partial")  # what may lie in the folder
 
 
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """`OutputExistsError` if `out` is there and `overwrite` is false. If it is the video of a process that was killed
+    before it had put its parts away, that is done first."""
+    folder = folder_of(out)
+    told = _read_json(folder / WHOLE_NOTE)
+    if told and out.is_file() and told == _told_by(out):
+        with alone(folder, out):
+            _remove(folder)
+        console.say(f"{out}: is whole; an earlier start was killed while it put away its parts")
+    files.refuse_existing(out, overwrite)
+
+
+def not_needed(folder: Path, whole: Path) -> None:
+    """Note that nothing in `folder` is needed once the file `whole` has taken the name of the video."""
+    _write_json(folder / WHOLE_NOTE, _told_by(whole))
+
+
 def _remove(folder: Path) -> None:
     """Take away what we put into the folder, and the folder if nothing else is in it."""
-    for pattern in OURS:
-        for path in folder.glob(pattern):
-            path.unlink()
+    for path in [path for pattern in OURS for path in folder.glob(pattern) if path.name != WHOLE_NOTE]:
+        path.unlink()
+    (folder / WHOLE_NOTE).unlink(missing_ok=True)  # last: until then another start can go on with this
     with suppress(OSError):
         folder.rmdir()
 

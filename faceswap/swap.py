@@ -505,7 +505,8 @@ def swap_video(
     """
     started = time.monotonic()
     marks = marks or marker(out)
-    tags, sign = marks.tags(swapper.name), partial(marks.sign, out=out, footage=video, model=swapper.name)
+    tags = marks.tags(swapper.name)
+    segments.refuse_existing(out, overwrite)
     pool, gpu = None, swapper.device.type == "cuda"
     if engine == "ray":
         pool, workers = partial(ray_engine.processes, gpu=gpu), workers if workers > 1 else ray_engine.room(gpu=gpu)
@@ -514,7 +515,12 @@ def swap_video(
     made_from = {**what_decides(video, swapper, found), "range": None if part == WHOLE else [part.start, part.stop]}
     key = segments.key_of(made_from)
     plan = segments.Plan(video, segments.folder_of(out), key, form, recipe.segment, swapper.reach, recipe.batch, part)
-    writer = VideoWriter(out, video, form=form, overwrite=overwrite, metadata=tags, finish=sign)
+
+    def finish(whole: Path) -> None:
+        marks.sign(whole, out=out, footage=video, model=swapper.name)
+        segments.not_needed(plan.folder, whole)
+
+    writer = VideoWriter(out, video, form=form, overwrite=overwrite, metadata=tags, finish=finish)
     with segments.opened(plan, out, made_from) as parts, writer:
         if workers == 1 and engine == "local":
             parts.fill(partial(_write, swapper, found))

@@ -22,7 +22,7 @@ from test_video import make_clip, packets, picture, planes, redrawn, times
 
 from faceswap import console, files, found, segments, swap, video
 from faceswap.detectors import Face
-from faceswap.errors import FacesetError, MediaError, UsageError
+from faceswap.errors import FacesetError, MediaError, OutputExistsError, UsageError
 from faceswap.provenance import Marker
 from faceswap.segments import Parts, Plan
 from faceswap.video import Frame, VideoWriter, form_like, probe, read_frames, read_from, time_stamps
@@ -436,6 +436,34 @@ def test_a_merge_draws_the_same_whatever_the_segments(model: Path, clips: dict[s
     assert made[0] == made[1]
 
 
+def test_killed_when_the_file_had_its_name(
+    model: Path, clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    """The parts are put away by whoever comes next, and by nobody while the file is not theirs."""
+    faces, out = swap.detecting(clips["target"], RECIPE.extract, "cpu"), tmp_path / "out.mp4"
+
+    def make(overwrite: bool = False) -> None:
+        swap.swap_video(clips["target"], out, swapper(model, segment=5), faces, marks=BARE, overwrite=overwrite)
+
+    def killed() -> None:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(segments, "_remove", lambda _: (_ for _ in ()).throw(Killed()))
+            make(overwrite=True)
+
+    killed()
+    whole, folder = out.read_bytes(), segments.folder_of(out)
+    assert len(list(folder.glob("*.stream"))) == 4 and (folder / "whole.json").exists()
+    out.write_bytes(b"of somebody else")
+    with pytest.raises(OutputExistsError):
+        make()
+    assert len(list(folder.glob("*.stream"))) == 4
+    killed()
+    assert out.read_bytes() == whole
+    with pytest.raises(OutputExistsError, match="exists already"):
+        make()
+    assert names(tmp_path) == ["out.mp4"] and any("put away its parts" in line for line in told)
+
+
 def test_workers_make_the_same_file(model: Path, clips: dict[str, Path], tmp_path: Path) -> None:
     faces = swap.detecting(clips["target"], RECIPE.extract, "cpu")
     made = []
@@ -457,14 +485,22 @@ from faceswap import found, swap
 from faceswap.config import MergeRecipe
 from faceswap.provenance import Marker
 
-clip, out, model, faces, kills, seconds = *map(Path, sys.argv[1:5]), int(sys.argv[5]), float(sys.argv[6])
-lot = random.Random(int(sys.argv[7]))
+clip, whole, out, model, faces = map(Path, sys.argv[1:6])
+kills, lot = int(sys.argv[6]), random.Random(int(sys.argv[7]))
 drawer, faces = swap.Swapper(model, MergeRecipe(segment=4), torch.device("cpu")), found.read(faces)
-for number in range(kills + 1):
+
+def start(out):
     child = os.fork()  # sooner there than a new process
     if not child:
         swap.swap_video(clip, out, drawer, faces, marks=Marker(True, None))
         os._exit(0)
+    return child
+
+began = time.monotonic()
+os.waitpid(start(whole), 0)
+seconds = 0.6 * (time.monotonic() - began)
+for number in range(kills + 1):
+    child = start(out)
     if number < kills:
         time.sleep(lot.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
@@ -477,14 +513,11 @@ for number in range(kills + 1):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no kill -9")
-def test_kill_9_at_random_moments(
-    model: Path, tmp_path: Path, kills: int = 6, seconds: float = 0.7, seed: int = 0
-) -> None:
+def test_kill_9_at_random_moments(model: Path, tmp_path: Path, kills: int = 6, seed: int = 0) -> None:
     clip, out = footage.write_clip(tmp_path / "in.mp4", footage.performance("target", 60)), tmp_path / "out.mp4"
     faces = swap.detecting(clip, RECIPE.extract, "cpu")
-    swap.swap_video(clip, tmp_path / "whole.mp4", swapper(model, segment=4), faces, marks=BARE)
     found.write(tmp_path / "faces.npz", faces)
-    words = [str(word) for word in (clip, out, model, tmp_path / "faces.npz", kills, seconds, seed)]
+    words = [str(word) for word in (clip, tmp_path / "whole.mp4", out, model, tmp_path / "faces.npz", kills, seed)]
     places = str(Path(segments.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", KILLS, *words],
@@ -494,7 +527,10 @@ def test_kill_9_at_random_moments(
         env={**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"},
     )
     print(done.stdout)
+    assert done.stdout.startswith("9 ")  # killed while it worked
     assert out.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    with pytest.raises(OutputExistsError):  # a kill may have come just after the file had its name
+        swap.swap_video(clip, out, swapper(model, segment=4), faces, marks=BARE)
     assert names(tmp_path) == ["faces.npz", "in.mp4", "out.mp4", "whole.mp4"]
 
 

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from faceswap import console, files, video
 from faceswap.errors import MediaError, OutputExistsError, UsageError
-from faceswap.video import Frame, VideoWriter, frame_count, is_image, probe, read_frames
+from faceswap.video import (
+    Encoder,
+    Frame,
+    VideoWriter,
+    form_like,
+    frame_count,
+    is_image,
+    probe,
+    read_frames,
+    write_video,
+)
 
 CLIPS = Path(__file__).parents[1].parent / "shared/data/clips"
 Picture = NDArray[np.uint8]
@@ -1112,3 +1122,26 @@ def test_a_part_that_is_kept_serves_those_inside_it(tmp_path: Path) -> None:
     for x0, y0, x1, y1 in ((40, 40, 100, 90), (50, 45, 96, 96), (0, 0, 33, 33), (20, 10, 160, 120), (60, 60, 61, 61)):
         assert np.array_equal(frame.part(x0, y0, x1, y1), other.image[y0:y1, x0:x1])
     assert frame.part(60, 60, 90, 90).base is frame.part(30, 30, 61, 61).base
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_what_is_encoded_does_not_hang_on_what_lay_in_memory(codec: str, tmp_path: Path) -> None:
+    """As x264 does where it uses AVX-512."""
+    lot = np.random.default_rng(0)
+    images = [cv2.GaussianBlur(lot.integers(0, 256, (96, 96, 3), np.uint8), (0, 0), 4) for _ in range(24)]
+
+    def littered() -> Iterator[NDArray[np.uint8]]:
+        for image in images:
+            litter = [np.full(lot.integers(1000, 400_000), lot.integers(256), np.uint8) for _ in range(20)]
+            del litter
+            yield image
+
+    clip, made, again = tmp_path / "clip.mp4", set(), set()
+    for _ in range(6):
+        write_video(clip, littered(), Fraction(25), overwrite=True)
+        made.add(clip.read_bytes())
+        encoder, packets = Encoder(form_like(clip, codec=codec)), b""
+        for index, image in enumerate(littered()):
+            packets += b"".join(map(bytes, encoder(Frame(index, Fraction(index, 25), clip, image))))
+        again.add(packets + b"".join(map(bytes, encoder(None))))
+    assert len(made) == len(again) == 1
