@@ -5,8 +5,6 @@ import re
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from faceswap import console
 from faceswap.config import Recipe
@@ -69,6 +67,9 @@ def fabric_options(name: str, devices: int, precision: str) -> dict[str, Any]:
     Under torchrun its processes take the place of `devices`. Precision `auto` is bf16 autocast on CUDA where the card
     has it, else float32: on CPUs without AMX bf16 is more than ten times slower.
     """
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment  # a second, with torch._dynamo
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     device = resolve(name)
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

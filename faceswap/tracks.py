@@ -21,8 +21,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.signal import savgol_filter
 
 from faceswap import align
 from faceswap.config import ExtractRecipe
@@ -471,6 +469,8 @@ def _matched(followed: Sequence[Face], detected: Sequence[Face], least: float) -
     """Pairs of one of each that lie at the same place, all together as well as possible (Kuhn, 1955)."""
     if not followed or not detected:
         return []
+    from scipy.optimize import linear_sum_assignment  # takes a while, and many commands look for nobody
+
     table = np.array([[overlap(one.box, other.box) for other in detected] for one in followed])
     rows, columns = linear_sum_assignment(-table)
     return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if table[r, c] >= least]
@@ -497,6 +497,8 @@ def smooth(track: Track, window: int, every: int = 1) -> None:
 
     Where a run of frames is shorter than the window, the largest that fits is taken; below 5 frames nothing is done.
     """
+    from scipy.signal import savgol_filter
+
     indices = sorted(track.faces)
     runs = np.split(np.array(indices), np.flatnonzero(np.diff(indices) > every) + 1)
     for run in runs:

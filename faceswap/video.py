@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, SupportsBytes, cast
@@ -531,12 +532,31 @@ def _decode(container: InputContainer, stream: VideoStream, health: _Health) -> 
             yield frame
 
 
+def _decode_alike(
+    path: Path, container: InputContainer, stream: VideoStream, health: _Health
+) -> Iterator[av.VideoFrame]:
+    """As `_decode`, but damage looks the same each time: from the first on one thread decodes, from the beginning."""
+    whole = 0
+    for frame in _decode(container, stream, health):
+        if health.fault_after is not None:
+            break
+        yield frame
+        whole += 1
+    if health.fault_after is None:
+        return
+    health.decoded, health.fault_after = 0, None
+    container, stream = _open(path)
+    stream.thread_type = "NONE"
+    with container:
+        yield from islice(_decode(container, stream, health), whole, None)
+
+
 def _read_video(path: Path, container: InputContainer, stream: VideoStream, every: int) -> Iterator[Frame]:
     base, rate, health, upright = _time_base(stream), _rate(stream), _Health(), _Upright()
     ticks = _Ticks(path.name, step=max(1, round(1 / (rate * base))))
     time: Fraction | None = None
     with container:
-        for index, native in enumerate(_decode(container, stream, health)):
+        for index, native in enumerate(_decode_alike(path, container, stream, health)):
             time = ticks.next(native.pts) * base
             if index % every == 0:
                 yield Frame(index, time, path, native=upright(native))

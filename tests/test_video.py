@@ -919,6 +919,35 @@ def test_a_whole_matroska_with_variable_frame_rate_is_no_damage_and_a_cut_one_is
     assert len(told) == 1 and told[0].startswith("cut.mkv: damaged after frame ")
 
 
+@pytest.mark.parametrize("name", ["in.mkv", "in.ts", "in.mp4"])
+def test_from_the_first_damage_on_one_thread_decodes(
+    name: str, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several make something else of damage each time."""
+    path = make_clip(tmp_path / name, frames=45, sound=False)
+    data, rubbish = bytearray(path.read_bytes()), np.random.default_rng(0).bytes(600)
+    data = data[: len(data) // 3] + rubbish + data[len(data) // 3 + 600 :]
+    path.write_bytes(data)
+    container, stream = video._open(path)
+    stream.thread_type = "NONE"
+    with container:
+        calmly = [
+            Frame(i, Fraction(0), path, native=n)
+            for i, n in enumerate(video._decode(container, stream, video._Health()))
+        ]
+    decode, kinds = video._decode, []
+
+    def noted(container: object, stream: av.VideoStream, health: object) -> Iterator[av.VideoFrame]:
+        kinds.append(stream.thread_type.name)
+        return decode(container, stream, health)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(video, "_decode", noted)
+    frames = list(read_frames(path))
+    assert kinds == ["AUTO", "NONE"] and "damaged after frame" in told[-1]
+    assert [frame.index for frame in frames] == list(range(len(frames))) and 20 < len(frames) <= 45
+    assert [planes(frame) for frame in frames] == [planes(frame) for frame in calmly]
+
+
 def test_ntsc_rate_is_exact(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4", rate=Fraction(30000, 1001))
     out = encode(tmp_path / "out.mp4", source)

@@ -562,7 +562,7 @@ def gains(
         scores = {key: round(float(np.mean([score[key] for score in found])), 4) for key in found[0]}
         first = rows[0] if rows else scores
         gain = {f"{key}_gain": round(value - first[key], 4) for key, value in scores.items()}
-        rows.append({"change": name, "seconds": round(float(np.mean(seconds)), 1), **scores, **gain})
+        rows.append({"change": name, "seconds": round(float(np.mean(seconds)), 2), **scores, **gain})
         say(f"gains: {rows[-1]}")
     return rows
 
