@@ -173,8 +173,8 @@ def finetune(
     """Train on two people, from a base or from nothing; says at the end what became of the base.
 
     \b
-    Example: faceswap finetune --source anna --target bert --base base -o anna_as_bert --minutes 60
-    Example: faceswap finetune --source anna --base base --strategy lora -o anna --minutes 10
+    Example: faceswap finetune --source anna --target bert --base base_96 -o anna_as_bert --minutes 60
+    Example: faceswap finetune --source anna --base base_96 --strategy lora -o anna --minutes 10
     """
     from faceswap import damage
     from faceswap.pretrained import base as find
