@@ -49,7 +49,7 @@ from faceswap.video import (
     time_stamps,
 )
 
-VERSION = 1  # of what lies in the folder
+VERSION = 2  # of what lies in the folder
 WHOLE = range(10**12)  # frames: up to the end of the video, wherever that is
 RUNS = 4  # per process: fewer waste less on frames that two runs need, more keep all busy to the end
 AHEAD = 4  # frames that are drawn and wait for the encoder
@@ -453,6 +453,7 @@ def opened(plan: Plan, out: Path, made_from: Mapping[str, Any]) -> Iterator[Part
             if known.get("key") != plan.key:
                 _clear(plan.folder, known, made_from)
                 _write_json(plan.folder / "job.json", {"key": plan.key, "made from": made_from})
+            (plan.folder / WHOLE_NOTE).unlink(missing_ok=True)  # of a video that is made anew
             parts.look()
             yield parts
         except BaseException as error:
@@ -469,23 +470,26 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
     before it had put its parts away, that is done first."""
     folder = folder_of(out)
     told = _read_json(folder / WHOLE_NOTE)
-    if told and out.is_file() and told == _told_by(out):
-        with alone(folder, out):
+    if told and not overwrite and out.is_file() and told == _told_by(out):
+        with suppress(OSError), alone(folder, out):
             _remove(folder)
-        console.say(f"{out}: is whole; an earlier start was killed while it put away its parts")
+            console.say(f"{out}: is whole; an earlier start was killed while it put away its parts")
     files.refuse_existing(out, overwrite)
 
 
 def not_needed(folder: Path, whole: Path) -> None:
     """Note that nothing in `folder` is needed once the file `whole` has taken the name of the video."""
-    _write_json(folder / WHOLE_NOTE, _told_by(whole))
+    with suppress(OSError):  # a help after a crash: no reason to lose the video
+        _write_json(folder / WHOLE_NOTE, _told_by(whole))
 
 
 def _remove(folder: Path) -> None:
     """Take away what we put into the folder, and the folder if nothing else is in it."""
-    for path in [path for pattern in OURS for path in folder.glob(pattern) if path.name != WHOLE_NOTE]:
+    last = ("lock", WHOLE_NOTE)  # until then nobody comes in, and another start can go on with this
+    for path in [path for pattern in OURS for path in folder.glob(pattern) if path.name not in last]:
         path.unlink()
-    (folder / WHOLE_NOTE).unlink(missing_ok=True)  # last: until then another start can go on with this
+    for name in reversed(last):
+        (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
 

@@ -443,6 +443,7 @@ def _versions() -> dict[str, Any]:
     return {
         "faceswap": faceswap.__version__,
         "torch": torch.__version__,
+        "processor": torch.backends.cpu.get_cpu_capability(),  # what torch computes with: the last bits hang on it
         "numpy": np.__version__,
         **segments.versions(),
     }

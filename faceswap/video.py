@@ -536,19 +536,27 @@ def _decode_alike(
     path: Path, container: InputContainer, stream: VideoStream, health: _Health
 ) -> Iterator[av.VideoFrame]:
     """As `_decode`, but damage looks the same each time: from the first on one thread decodes, from the beginning."""
-    whole = 0
+    whole, base, last = 0, _time_base(stream), None
+    _tell_at_once(stream)
     for frame in _decode(container, stream, health):
         if health.fault_after is not None:
             break
+        last = last if frame.pts is None else frame.pts * base
         yield frame
         whole += 1
-    if health.fault_after is None:
+    if health.fault_after is None and not _is_short(container, stream, whole, last):
         return
+    console.say(f"{path.name}: damaged: decoded again, by one thread")
     health.decoded, health.fault_after = 0, None
     container, stream = _open(path)
-    stream.thread_type = "NONE"
+    stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     with container:
         yield from islice(_decode(container, stream, health), whole, None)
+
+
+def _tell_at_once(stream: VideoStream) -> None:
+    """Let damage be an error when it is met, not a mark on the frame that is shown later: others are made of it."""
+    stream.codec_context.options = {"err_detect": "explode"}
 
 
 def _read_video(path: Path, container: InputContainer, stream: VideoStream, every: int) -> Iterator[Frame]:
@@ -575,6 +583,7 @@ def _read_sought(
             return
         if start:
             container.seek(stamps[start], stream=stream)
+        _tell_at_once(stream)
         anchored = False  # by a picture that needs no other; a stream that is refreshed bit by bit has none
         for native in _decode(container, stream, health):
             if native.pts is None or health.fault_after is not None:
@@ -591,23 +600,24 @@ def _read_sought(
             raise error
 
 
+def _is_short(container: InputContainer, stream: VideoStream, decoded: int, last: Fraction | None) -> bool:
+    """Whether decoding ended before the header says: by frames where it counts them, else by time."""
+    if stream.frames > 0:
+        expected = _expected(container, stream)
+        return expected is not None and decoded < expected
+    seconds, step = _seconds(container, stream), 1 / _rate(stream)
+    start = (stream.start_time or 0) * _time_base(stream)
+    # Matroska says where the picture ends; the length of a whole file may be that of its sound.
+    slack = Fraction(1, 10) if DURATION in stream.metadata else Fraction(1)
+    return seconds is not None and last is not None and last + step + slack < start + seconds
+
+
 def _tell_damage(
     path: Path, container: InputContainer, stream: VideoStream, health: _Health, last: Fraction | None
 ) -> None:
-    """Warn if decoding met a fault, or ended before the header says: by frames where it counts them, else by time.
-
-    `last` is the time of the last frame in seconds.
-    """
+    """Warn if decoding met a fault, or ended before the header says. `last` is the last frame's time in seconds."""
     expected = _expected(container, stream)
-    if stream.frames > 0:
-        short = expected is not None and health.decoded < expected
-    else:
-        seconds, step = _seconds(container, stream), 1 / _rate(stream)
-        start = (stream.start_time or 0) * _time_base(stream)
-        # Matroska says where the picture ends; the length of a whole file may be that of its sound.
-        slack = Fraction(1, 10) if DURATION in stream.metadata else Fraction(1)
-        short = seconds is not None and last is not None and last + step + slack < start + seconds
-    if health.fault_after is None and not short:
+    if health.fault_after is None and not _is_short(container, stream, health.decoded, last):
         return
     after = health.decoded if health.fault_after is None else health.fault_after
     total = "an unknown number" if expected is None else expected
@@ -958,10 +968,13 @@ def write_video(
 
 
 def _x264_params(*words: str) -> str:
-    """Options of x264, and one without which it makes other bits each time: its code for AVX-512 reads memory that
-    nobody wrote (seen in x264 165 of PyAV 18.1; what it makes without it is the same on any processor with SSE4.2)."""
-    has = cv2.getCPUFeaturesLine().split()
-    return ":".join([*words, *(["asm=avx2,fma3,lzcnt,bmi1,bmi2"] if "*AVX512-SKX" in has else [])])
+    """Options of x264, and those by which it makes the same bits each time, and on any processor.
+
+    Its code for AVX-512 reads memory that nobody wrote (seen in x264 165 of PyAV 18.1): AVX2 has to do.
+    """
+    has = {word.lstrip("*") for word in cv2.getCPUFeaturesLine().split()}
+    best = ["asm=avx2,fma3,lzcnt,bmi1,bmi2"] if "AVX2" in has else []
+    return ":".join(["cpu-independent=1", *best, *words])
 
 
 @dataclass(frozen=True)
