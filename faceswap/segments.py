@@ -485,11 +485,9 @@ def not_needed(folder: Path, whole: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Take away what we put into the folder, and the folder if nothing else is in it."""
-    last = ("lock", WHOLE_NOTE)  # until then nobody comes in, and another start can go on with this
-    for path in [path for pattern in OURS for path in folder.glob(pattern) if path.name not in last]:
-        path.unlink()
-    for name in reversed(last):
-        (folder / name).unlink(missing_ok=True)
+    last = [folder / WHOLE_NOTE, folder / "lock"]  # until then another start can go on with this, and nobody comes in
+    for path in [path for pattern in OURS for path in folder.glob(pattern) if path not in last] + last:
+        path.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
 
